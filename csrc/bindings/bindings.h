@@ -1,0 +1,15 @@
+// One register_* for each bound class.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace loradrop::bindings {
+
+void register_errors(pybind11::module_ & m);
+void register_log(pybind11::module_ & m);
+void register_model(pybind11::module_ & m);
+void register_corrector(pybind11::module_ & m);
+void register_context(pybind11::module_ & m);
+void register_sampler(pybind11::module_ & m);
+
+}  // namespace loradrop::bindings

@@ -1,0 +1,252 @@
+#include "context.h"
+
+#include "errors.h"
+#include "free_memory.h"
+#include "log.h"
+
+#include "loradrop/engine.h"
+#include "loradrop/init_error.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <map>
+#include <new>
+#include <thread>
+
+namespace py = pybind11;
+
+namespace loradrop::bindings {
+
+static ggml_type cache_type(const char * field, const std::string & name) {
+    static const std::map<std::string, ggml_type> types = {
+        {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16},
+        {"q8_0", GGML_TYPE_Q8_0}, {"q5_1", GGML_TYPE_Q5_1}, {"q5_0", GGML_TYPE_Q5_0},
+        {"q4_1", GGML_TYPE_Q4_1}, {"q4_0", GGML_TYPE_Q4_0}, {"iq4_nl", GGML_TYPE_IQ4_NL},
+    };
+    const auto found = types.find(name);
+    if (found == types.end()) {
+        throw std::invalid_argument(std::string(field) + " = '" + name +
+                                    "', expected f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl");
+    }
+    return found->second;
+}
+
+static llama_flash_attn_type flash_attn_type(const std::string & name) {
+    static const std::map<std::string, llama_flash_attn_type> types = {
+        {"auto", LLAMA_FLASH_ATTN_TYPE_AUTO},
+        {"on", LLAMA_FLASH_ATTN_TYPE_ENABLED},
+        {"off", LLAMA_FLASH_ATTN_TYPE_DISABLED},
+    };
+    const auto found = types.find(name);
+    if (found == types.end()) {
+        throw std::invalid_argument("flash_attn = '" + name + "', expected auto, on or off");
+    }
+    return found->second;
+}
+
+// An allocation that the system grants but cannot keep ends the process later, so it is refused here.
+static void check_memory(const llama_model & model, const llama_context_params & params) {
+    size_t row = 0;
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        if (model.hparams.has_kv(il) && !model.hparams.is_recr(il)) {
+            row += ggml_row_size(params.type_k, model.hparams.n_embd_k_gqa(il)) +
+                   ggml_row_size(params.type_v, model.hparams.n_embd_v_gqa(il));
+        }
+    }
+    const double need = static_cast<double>(row) * params.n_ctx;
+    const double have = static_cast<double>(free_memory());
+    if (have > 0 && need > have && model.n_gpu_layers() == 0) {
+        throw std::runtime_error("n_ctx = " + std::to_string(params.n_ctx) + " needs " +
+                                 std::to_string(static_cast<uint64_t>(need) >> 20) + " MiB for the KV cache, " +
+                                 std::to_string(static_cast<uint64_t>(have) >> 20) +
+                                 " MiB are free; lower n_ctx or choose a smaller type_k and type_v");
+    }
+}
+
+static int32_t default_threads(bool for_batch) {
+    const auto n = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+    return for_batch || n <= 4 ? n : n / 2;  // token generation waits for memory, which half the threads can load
+}
+
+context::context(std::shared_ptr<model> base_, const context_options & options, const lora_drop_params * drop) :
+    base(std::move(base_)) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx                = options.n_ctx;
+    params.n_batch              = options.n_batch;
+    params.n_ubatch             = options.n_ubatch;
+    params.n_seq_max            = options.n_seq_max;
+    params.n_threads            = options.n_threads > 0 ? options.n_threads : default_threads(false);
+    params.n_threads_batch      = options.n_threads_batch > 0 ? options.n_threads_batch : default_threads(true);
+    params.flash_attn_type      = flash_attn_type(options.flash_attn);
+    params.type_k               = cache_type("type_k", options.type_k);
+    params.type_v               = cache_type("type_v", options.type_v);
+    params.kv_unified           = options.kv_unified;
+    params.abort_callback       = should_stop;
+    params.abort_callback_data  = this;
+    params.lora_drop            = drop;
+    check_memory(*base->get(), params);
+
+    n_threads = params.n_threads;
+
+    auto pool = ggml_threadpool_params_default(std::max(params.n_threads, params.n_threads_batch));
+    threads.reset(ggml_threadpool_new(&pool));
+
+    clear_logged_errors();
+    const abort_guard guard;
+    handle.reset(llama_init_from_model(base->get(), params));
+    if (!handle) {
+        if (const std::exception_ptr error = take_init_error()) {
+            std::rethrow_exception(error);
+        }
+        throw std::invalid_argument("the context cannot be made: " + logged_errors());
+    }
+    llama_attach_threadpool(handle.get(), threads.get(), nullptr);
+}
+
+context::~context() {
+    handle.reset();  // before the threads it uses
+}
+
+void context::close() {
+    get();
+    handle.reset();
+    threads.reset();
+}
+
+llama_context * context::get() const {
+    if (!handle) {
+        throw decode_error("the context is closed");
+    }
+    if (broken) {
+        throw decode_error("an earlier failure has left the context unusable; make a new one");
+    }
+    if (busy) {
+        throw decode_error("the context is decoding on another thread; one thread at a time may use it");
+    }
+    return handle.get();
+}
+
+const loradrop::engine * context::engine() const {
+    return loradrop::engine::of(*get());
+}
+
+void context::check_sequence(llama_seq_id seq_id) const {
+    const auto n = static_cast<llama_seq_id>(llama_n_seq_max(get()));
+    if (seq_id < 0 || seq_id >= n) {
+        throw std::out_of_range("seq_id = " + std::to_string(seq_id) + ", expected 0 to " + std::to_string(n - 1));
+    }
+}
+
+// Called between the operations of a graph. Python's signals are looked at now and then, so that Ctrl-C works.
+bool context::should_stop(void * data) {
+    auto * self = static_cast<context *>(data);
+    if (self->stop || self->operations_left == 0) {
+        return true;
+    }
+    self->operations_left -= self->operations_left > 0 ? 1 : 0;
+    const auto now = std::chrono::steady_clock::now();
+    if (!self->busy || now - self->last_signal_check < std::chrono::milliseconds(50)) {
+        return false;
+    }
+    self->last_signal_check = now;
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+template <typename T>
+static void check_length(const char * field, const std::optional<std::vector<T>> & values, size_t n) {
+    if (values && values->size() != n) {
+        throw std::invalid_argument(std::string(field) + " has " + std::to_string(values->size()) + " entries for " +
+                                    std::to_string(n) + " tokens");
+    }
+}
+
+void context::decode(const batch_request & request) {
+    llama_context * ctx = get();
+    const size_t    n   = request.tokens.size();
+    if (n == 0) {
+        throw std::invalid_argument("tokens is empty");
+    }
+    if (n > llama_n_batch(ctx)) {
+        throw std::invalid_argument("tokens has " + std::to_string(n) + " entries, n_batch is " +
+                                    std::to_string(llama_n_batch(ctx)));
+    }
+    check_length("seq_ids", request.seq_ids, n);
+    check_length("positions", request.positions, n);
+    check_length("outputs", request.outputs, n);
+
+    std::vector<llama_token>    tokens = request.tokens;
+    std::vector<llama_seq_id>   ids    = request.seq_ids.value_or(std::vector<llama_seq_id>(n, 0));
+    std::vector<llama_pos>      pos    = request.positions.value_or(std::vector<llama_pos>{});
+    std::vector<int32_t>        n_ids(n, 1);
+    std::vector<llama_seq_id *> id_pointers;
+    std::vector<int8_t>         outputs;
+    for (const llama_token t : tokens) {
+        base->check_token(t);
+    }
+    for (llama_seq_id & id : ids) {
+        check_sequence(id);
+        id_pointers.push_back(&id);
+    }
+    if (request.outputs) {
+        outputs.assign(request.outputs->begin(), request.outputs->end());
+    }
+    const llama_batch batch = {static_cast<int32_t>(n),
+                               tokens.data(),
+                               nullptr,
+                               request.positions ? pos.data() : nullptr,
+                               n_ids.data(),
+                               id_pointers.data(),
+                               request.outputs ? outputs.data() : nullptr};
+
+    int status;
+    clear_logged_errors();
+    stop              = false;
+    last_signal_check = std::chrono::steady_clock::now();
+    busy              = true;
+    try {
+        const py::gil_scoped_release release;
+        const abort_guard            guard;
+        status = llama_decode(ctx, batch);
+        llama_synchronize(ctx);
+    } catch (...) {
+        busy   = false;
+        broken = true;
+        throw;
+    }
+    busy            = false;
+    operations_left = -1;
+
+    switch (status) {
+        case 0:
+            return;
+        case 1:
+            throw context_full_error("no room for " + std::to_string(n) +
+                                     " tokens in a context of n_ctx = " + std::to_string(llama_n_ctx(ctx)));
+        case 2:
+            if (PyErr_Occurred()) {
+                throw py::error_already_set();
+            }
+            throw decode_aborted("the decode was asked to stop");
+        case -1:
+            throw std::invalid_argument("the batch is not valid: " + logged_errors());
+        default:
+            throw decode_error("the decode failed: " + logged_errors());
+    }
+}
+
+const float * context::logits(int32_t i) {
+    const abort_guard guard;
+    clear_logged_errors();
+    const float * row = llama_get_logits_ith(get(), i);
+    if (!row) {
+        throw std::out_of_range("output " + std::to_string(i) + " has no logits: " + logged_errors());
+    }
+    return row;
+}
+
+}  // namespace loradrop::bindings

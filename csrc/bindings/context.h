@@ -1,0 +1,90 @@
+// A context: KV cache, graphs and threads of one decoding.
+#pragma once
+
+#include "model.h"
+
+#include "loradrop/loradrop.h"
+
+#include "ggml-cpu.h"
+
+#include <atomic>
+#include <chrono>
+#include <optional>
+
+namespace loradrop {
+class engine;
+}
+
+namespace loradrop::bindings {
+
+struct context_options {
+    uint32_t    n_ctx;
+    uint32_t    n_batch;
+    uint32_t    n_ubatch;
+    uint32_t    n_seq_max;
+    int32_t     n_threads;        // 0: all processors up to 4, half of more
+    int32_t     n_threads_batch;  // 0: all processors
+    std::string flash_attn;
+    std::string type_k;
+    std::string type_v;
+    bool        kv_unified;
+};
+
+struct batch_request {
+    std::vector<llama_token>                 tokens;
+    std::optional<std::vector<llama_seq_id>> seq_ids;
+    std::optional<std::vector<llama_pos>>    positions;
+    std::optional<std::vector<bool>>         outputs;
+};
+
+class context {
+  public:
+    // drop: null to decode in full. Throws what the engine throws, std::bad_alloc, std::invalid_argument.
+    context(std::shared_ptr<model> base, const context_options & options, const lora_drop_params * drop);
+    ~context();
+
+    context(const context &)             = delete;
+    context & operator=(const context &) = delete;
+
+    // Throws decode_error and its kinds, std::invalid_argument.
+    void decode(const batch_request & request);
+
+    // The logits [n_vocab] of output i, -1 for the last. Throws std::out_of_range.
+    const float * logits(int32_t i);
+
+    // Asks a decode that runs on another thread to stop.
+    void abort() { stop = true; }
+
+    // Stops the next decode after n operations of its graph.
+    void abort_after(int64_t n) { operations_left = n; }
+
+    void close();
+
+    // Throws std::runtime_error when closed, broken, or busy on another thread.
+    llama_context *          get() const;
+    llama_memory_t           memory() const { return llama_get_memory(get()); }
+    const loradrop::engine * engine() const;
+
+    void check_sequence(llama_seq_id seq_id) const;
+
+    const std::shared_ptr<model> base;
+    int32_t                      n_threads = 0;
+
+  private:
+    static bool should_stop(void * self);
+
+    struct threadpool_deleter {
+        void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
+    };
+
+    std::unique_ptr<ggml_threadpool, threadpool_deleter> threads;
+    llama_context_ptr                                    handle;
+
+    std::atomic<bool>                     busy{false};
+    std::atomic<bool>                     stop{false};
+    int64_t                               operations_left = -1;  // negative: no limit
+    bool                                  broken          = false;
+    std::chrono::steady_clock::time_point last_signal_check;
+};
+
+}  // namespace loradrop::bindings

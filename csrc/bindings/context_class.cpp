@@ -1,0 +1,232 @@
+#include "bindings.h"
+#include "context.h"
+#include "errors.h"
+#include "log.h"
+
+#include "loradrop/engine.h"
+
+#include "llama-context.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace py = pybind11;
+
+namespace loradrop::bindings {
+
+static refresh_policy parse_refresh(const std::string & name) {
+    if (name == "single") {
+        return refresh_policy::single;
+    }
+    if (name == "refill") {
+        return refresh_policy::refill;
+    }
+    throw std::invalid_argument("refresh = '" + name + "', expected single or refill");
+}
+
+static std::optional<lora_drop_params> drop_params(const model & base, std::shared_ptr<corrector> c, double rho,
+                                                   int64_t k, const std::string & refresh, int32_t kv_window) {
+    lora_drop_params params;
+    params.refresh = parse_refresh(refresh);
+    if (!(rho >= 0.0 && rho < 1.0)) {
+        throw std::invalid_argument("rho = " + std::to_string(rho) + ", expected 0 <= rho < 1");
+    }
+    if (k < 0 || k > 1 << 20) {
+        throw std::invalid_argument("k = " + std::to_string(k) + ", expected 0 or more");
+    }
+    if (kv_window < 0) {
+        throw std::invalid_argument("kv_window = " + std::to_string(kv_window) + ", expected 0 or more");
+    }
+    if (rho == 0.0 || k == 0) {
+        return std::nullopt;
+    }
+    if (!c) {
+        throw std::invalid_argument("rho = " + std::to_string(rho) + " needs a corrector");
+    }
+    plan_runs(*c, rho, llama_model_n_layer(base.get()));
+    params.corrector = std::move(c);
+    params.rho       = rho;
+    params.k         = static_cast<uint32_t>(k);
+    params.kv_window = kv_window;
+    return params;
+}
+
+static size_t cache_bytes(const context & self) {
+    size_t total = 0;
+    if (const auto * memory = self.memory()) {
+        for (const auto & [buft, size] : memory->memory_breakdown()) {
+            total += size;
+        }
+    }
+    return total;
+}
+
+static py::dict stats(const context & self) {
+    const loradrop::engine * e = self.engine();
+    const engine_stats       s = e ? e->stats() : engine_stats{};
+
+    py::dict out;
+    out["full_steps"]         = s.steps[full_step];
+    out["lora_steps"]         = s.steps[lora_step];
+    out["full_tokens"]        = s.tokens[full_step];
+    out["lora_tokens"]        = s.tokens[lora_step];
+    out["replayed_tokens"]    = s.replayed;
+    out["last_step"]          = s.last_step == lora_step ? "lora" : "full";
+    out["graph_builds_full"]  = s.graph_builds[full_step];
+    out["graph_builds_lora"]  = s.graph_builds[lora_step];
+    out["compute_bytes_full"] = s.compute_bytes[full_step];
+    out["compute_bytes_lora"] = s.compute_bytes[lora_step];
+    out["corrector_bytes"]    = s.weight_bytes;
+    out["reuse_state_bytes"]  = s.state_bytes;
+
+    const size_t kv           = cache_bytes(self);
+    out["kv_bytes"]           = kv;
+    out["kv_bytes_full"]      = e ? e->memory().bytes_full() : kv;
+    out["kv_cells_kept"]      = e ? e->memory().cells_kept() : llama_n_ctx(self.get());
+    out["kv_cells_droppable"] = e ? e->memory().cells_droppable() : 0;
+    out["kv_growth_step"]     = e ? e->memory().growth_step() : 0;
+    return out;
+}
+
+static py::array_t<float> logits(context & self, int32_t i) {
+    const int32_t      n = llama_vocab_n_tokens(self.base->vocab());
+    py::array_t<float> out(n);
+    std::memcpy(out.mutable_data(), self.logits(i), static_cast<size_t>(n) * sizeof(float));
+    return out;
+}
+
+static py::bytes save_state(const context & self) {
+    const abort_guard    guard;
+    std::vector<uint8_t> data(llama_state_get_size(self.get()));
+    const size_t         n = llama_state_get_data(self.get(), data.data(), data.size());
+    if (n == 0) {
+        throw decode_error("the state cannot be saved: " + logged_errors());
+    }
+    return py::bytes(reinterpret_cast<const char *>(data.data()), n);
+}
+
+static void load_state(const context & self, const std::string & state) {
+    const abort_guard guard;
+    clear_logged_errors();
+    if (llama_state_set_data(self.get(), reinterpret_cast<const uint8_t *>(state.data()), state.size()) == 0) {
+        llama_memory_clear(self.memory(), true);
+        throw std::invalid_argument("the state cannot be restored, the context is empty now: " + logged_errors());
+    }
+}
+
+void register_context(py::module_ & m) {
+    py::class_<context>(m, "Context", py::is_final(), R"doc(
+KV cache, graphs and threads of one decoding. One thread at a time may use it.
+
+With a corrector, rho > 0 and k > 0, decode() chooses between full and LoRA steps. A batch takes a LoRA step when each
+of its sequences brings one token, has had a full step, fewer than k LoRA steps since, and the logits of its previous
+token were asked for; every other batch is a full step.
+
+Raises ValueError for a bad argument, UnsupportedError for a model that LoRA-Drop cannot serve, RuntimeError for lack
+of memory.
+)doc")
+        .def(py::init([](std::shared_ptr<model> base, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+                         uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
+                         std::string type_k, std::string type_v, bool kv_unified, std::shared_ptr<corrector> c,
+                         double rho, int64_t k, const std::string & refresh, int32_t kv_window) {
+                 if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
+                     throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
+                 }
+                 const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window);
+                 return std::make_unique<context>(
+                     std::move(base),
+                     context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
+                                     std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified},
+                     drop ? &*drop : nullptr);
+             }),
+             py::arg("model"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512, py::arg("n_ubatch") = 512,
+             py::arg("n_seq_max") = 1, py::arg("n_threads") = 0, py::arg("n_threads_batch") = 0,
+             py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
+             py::arg("kv_unified") = true, py::arg("corrector") = py::none(), py::arg("rho") = 0.0, py::arg("k") = 0,
+             py::arg("refresh") = "refill", py::arg("kv_window") = 64)
+        .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
+        .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
+        .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })
+        .def_readonly("n_threads", &context::n_threads)
+        .def_property_readonly("dropped_layers",
+                               [](const context & self) {
+                                   std::vector<int32_t> layers;
+                                   if (const auto * e = self.engine()) {
+                                       for (const reuse_run & run : e->runs()) {
+                                           for (int32_t il = run.span.first; il <= run.span.last; ++il) {
+                                               layers.push_back(il);
+                                           }
+                                       }
+                                   }
+                                   return layers;
+                               })
+        .def(
+            "decode",
+            [](context & self, std::vector<llama_token> tokens, std::optional<std::vector<llama_seq_id>> seq_ids,
+               std::optional<std::vector<llama_pos>> positions, std::optional<std::vector<bool>> outputs) {
+                self.decode({std::move(tokens), std::move(seq_ids), std::move(positions), std::move(outputs)});
+            },
+            py::arg("tokens"), py::kw_only(), py::arg("seq_ids") = py::none(), py::arg("positions") = py::none(),
+            py::arg("outputs") = py::none(),
+            "Decodes a batch of at most n_batch tokens. seq_ids: the sequence of each (0). positions: of each in its "
+            "sequence (the next ones). outputs: which logits to keep (the last token's). Raises ContextFullError, "
+            "DecodeAborted, DecodeError or ValueError; after each of them the context can be used.")
+        .def("logits", logits, py::arg("i") = -1,
+             "The logits, float32 [n_vocab], of the token at index i of the last batch, -1 for the last output.")
+        .def("clear", [](context & self) { llama_memory_clear(self.memory(), false); })
+        .def(
+            "seq_rm",
+            [](context & self, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+                self.check_sequence(seq_id);
+                return llama_memory_seq_rm(self.memory(), seq_id, p0, p1);
+            },
+            py::arg("seq_id"), py::arg("p0") = -1, py::arg("p1") = -1)
+        .def(
+            "seq_cp",
+            [](context & self, llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) {
+                self.check_sequence(from);
+                self.check_sequence(to);
+                const abort_guard guard;
+                llama_memory_seq_cp(self.memory(), from, to, p0, p1);
+            },
+            py::arg("from_"), py::arg("to"), py::arg("p0") = -1, py::arg("p1") = -1)
+        .def(
+            "seq_keep",
+            [](context & self, llama_seq_id seq_id) {
+                self.check_sequence(seq_id);
+                llama_memory_seq_keep(self.memory(), seq_id);
+            },
+            py::arg("seq_id"))
+        .def(
+            "seq_add",
+            [](context & self, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+                self.check_sequence(seq_id);
+                if (!llama_memory_can_shift(self.memory())) {
+                    throw std::invalid_argument("the positions of this model's context cannot be shifted");
+                }
+                const abort_guard guard;
+                llama_memory_seq_add(self.memory(), seq_id, p0, p1, shift);
+            },
+            py::arg("seq_id"), py::arg("p0"), py::arg("p1"), py::arg("shift"))
+        .def(
+            "seq_pos_max",
+            [](const context & self, llama_seq_id seq_id) {
+                self.check_sequence(seq_id);
+                return llama_memory_seq_pos_max(self.memory(), seq_id);
+            },
+            py::arg("seq_id"), "The last position of a sequence, -1 when it is empty.")
+        .def("save_state", save_state)
+        .def(
+            "load_state", [](const context & self, const py::bytes & state) { load_state(self, state); },
+            py::arg("state"))
+        .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")
+        .def("abort_after", &context::abort_after, py::arg("n"),
+             "Stops the next decode after n operations of its graph, 0 or more: failures for tests.")
+        .def("close", &context::close, "Frees everything; later calls raise DecodeError.")
+        .def_property_readonly("stats", stats);
+}
+
+}  // namespace loradrop::bindings

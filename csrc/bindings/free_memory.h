@@ -1,0 +1,10 @@
+#pragma once
+
+#include <cstdint>
+
+namespace loradrop::bindings {
+
+// Bytes of memory that the system could give without swapping; 0 when it does not tell.
+uint64_t free_memory();
+
+}  // namespace loradrop::bindings

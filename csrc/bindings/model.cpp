@@ -1,0 +1,179 @@
+#include "model.h"
+
+#include "bindings.h"
+#include "errors.h"
+#include "log.h"
+
+#include "loradrop/corrector.h"
+
+#include <pybind11/stl.h>
+
+#include <filesystem>
+
+namespace py = pybind11;
+
+namespace loradrop::bindings {
+
+static llama_model * load(const std::string & path, int32_t n_gpu_layers, bool use_mmap) {
+    if (!std::filesystem::is_regular_file(std::filesystem::u8path(path))) {
+        throw model_error(path + ": no such file");
+    }
+    llama_model_params params = llama_model_default_params();
+    params.n_gpu_layers       = n_gpu_layers;
+    params.load_mode          = use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+
+    clear_logged_errors();
+    llama_model * loaded = nullptr;
+    try {
+        const abort_guard guard;
+        loaded = llama_model_load_from_file(path.c_str(), params);
+    } catch (const std::exception & e) {
+        throw model_error(path + ": cannot be loaded: " + e.what());
+    }
+    if (!loaded) {
+        throw model_error(path + ": cannot be loaded as a GGUF model: " + logged_errors());
+    }
+    return loaded;
+}
+
+model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap) :
+    path(path), handle(load(path, n_gpu_layers, use_mmap)) {
+}
+
+void model::check_token(llama_token token) const {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
+    if (token < 0 || token >= n_vocab) {
+        throw std::out_of_range("token " + std::to_string(token) + " is not in the vocabulary of " +
+                                std::to_string(n_vocab));
+    }
+}
+
+std::vector<llama_token> model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    const abort_guard        guard;
+    std::vector<llama_token> tokens(text.size() + 2);
+    const auto               run = [&] {
+        return llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                            static_cast<int32_t>(tokens.size()), add_special, parse_special);
+    };
+    int32_t n = run();
+    if (n < 0) {
+        tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = run();
+    }
+    tokens.resize(static_cast<size_t>(n));
+    return tokens;
+}
+
+// Calls a function of llama.cpp that writes text and answers with the negative of the size it lacks.
+template <typename F>
+static std::string text_of(F && write) {
+    std::string text(32, '\0');
+    int32_t     n = write(text.data(), static_cast<int32_t>(text.size()));
+    if (n < 0) {
+        text.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = write(text.data(), static_cast<int32_t>(text.size()));
+    }
+    text.resize(static_cast<size_t>(n));
+    return text;
+}
+
+std::string model::detokenize(const std::vector<llama_token> & tokens, bool special) const {
+    for (const llama_token t : tokens) {
+        check_token(t);
+    }
+    return text_of([&](char * text, int32_t size) {
+        return llama_detokenize(vocab(), tokens.data(), static_cast<int32_t>(tokens.size()), text, size, false,
+                                special);
+    });
+}
+
+std::string model::piece(llama_token token, bool special) const {
+    check_token(token);
+    return text_of(
+        [&](char * text, int32_t size) { return llama_token_to_piece(vocab(), token, text, size, 0, special); });
+}
+
+static py::dict metadata(const model & m) {
+    py::dict out;
+    for (int32_t i = 0; i < llama_model_meta_count(m.get()); ++i) {
+        const auto read = [&](auto get) {
+            std::string   text(256, '\0');
+            const int32_t n = get(m.get(), i, text.data(), text.size());
+            if (n >= static_cast<int32_t>(text.size())) {
+                text.resize(static_cast<size_t>(n) + 1);
+                get(m.get(), i, text.data(), text.size());
+            }
+            text.resize(static_cast<size_t>(std::max(n, 0)));
+            return py::reinterpret_steal<py::object>(
+                PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+        };
+        out[read(llama_model_meta_key_by_index)] = read(llama_model_meta_val_str_by_index);
+    }
+    return out;
+}
+
+static std::string description(const model & m) {
+    char text[256];
+    llama_model_desc(m.get(), text, sizeof(text));
+    return text;
+}
+
+void register_model(py::module_ & m) {
+    py::class_<model, std::shared_ptr<model>>(m, "Model", py::is_final(), R"doc(
+A model loaded from a GGUF file.
+
+Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown architecture.
+)doc")
+        .def(py::init<const std::string &, int32_t, bool>(), py::arg("path"), py::kw_only(),
+             py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::call_guard<py::gil_scoped_release>())
+        .def_readonly("path", &model::path)
+        .def_property_readonly("arch",
+                               [](const model & self) {
+                                   char          text[128];
+                                   const int32_t n =
+                                       llama_model_meta_val_str(self.get(), "general.architecture", text, sizeof(text));
+                                   return std::string(n > 0 ? text : "");
+                               })
+        .def_property_readonly("description", description)
+        .def_property_readonly("n_vocab", [](const model & self) { return llama_vocab_n_tokens(self.vocab()); })
+        .def_property_readonly("n_embd", [](const model & self) { return llama_model_n_embd(self.get()); })
+        .def_property_readonly("n_layer", [](const model & self) { return llama_model_n_layer(self.get()); })
+        .def_property_readonly("n_ctx_train", [](const model & self) { return llama_model_n_ctx_train(self.get()); })
+        .def_property_readonly("n_params", [](const model & self) { return llama_model_n_params(self.get()); })
+        .def_property_readonly("n_bytes", [](const model & self) { return llama_model_size(self.get()); })
+        .def_property_readonly("metadata", metadata)
+        .def_property_readonly("layout_hash", [](const model & self) { return layout_hash(*self.get()); })
+        .def_property_readonly("chat_template",
+                               [](const model & self) -> std::optional<std::string> {
+                                   const char * text = llama_model_chat_template(self.get(), nullptr);
+                                   return text ? std::optional<std::string>(text) : std::nullopt;
+                               })
+        .def_property_readonly("bos_token", [](const model & self) { return llama_vocab_bos(self.vocab()); })
+        .def_property_readonly("eos_token", [](const model & self) { return llama_vocab_eos(self.vocab()); })
+        .def_property_readonly("add_bos", [](const model & self) { return llama_vocab_get_add_bos(self.vocab()); })
+        .def(
+            "is_eog",
+            [](const model & self, llama_token token) {
+                self.check_token(token);
+                return llama_vocab_is_eog(self.vocab(), token);
+            },
+            py::arg("token"))
+        .def(
+            "tokenize",
+            [](const model & self, const py::bytes & text, bool add_special, bool parse_special) {
+                return self.tokenize(text, add_special, parse_special);
+            },
+            py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
+        .def(
+            "detokenize",
+            [](const model & self, const std::vector<llama_token> & tokens, bool special) {
+                return py::bytes(self.detokenize(tokens, special));
+            },
+            py::arg("tokens"), py::arg("special"))
+        .def(
+            "token_to_piece",
+            [](const model & self, llama_token token, bool special) { return py::bytes(self.piece(token, special)); },
+            py::arg("token"), py::arg("special"));
+}
+
+}  // namespace loradrop::bindings

@@ -1,0 +1,17 @@
+#include "bindings.h"
+
+#include "llama.h"
+
+PYBIND11_MODULE(_core, m) {
+    using namespace loradrop::bindings;
+
+    m.doc() = "Native core of loradrop: llama.cpp with LoRA-Drop decoding.";
+
+    register_errors(m);
+    register_log(m);
+    llama_backend_init();
+    register_model(m);
+    register_corrector(m);
+    register_context(m);
+    register_sampler(m);
+}

@@ -1,0 +1,121 @@
+// Two KV caches behind llama.cpp's memory interface: kept layers hold every token, droppable layers only those at
+// which they ran. Each operation on a sequence goes to both caches and to the schedule.
+#pragma once
+
+#include "loradrop/reuse_runs.h"
+#include "loradrop/schedule.h"
+
+#include "llama-kv-cache.h"
+#include "llama-memory.h"
+
+#include <memory>
+
+struct llama_cparams;
+struct llama_model;
+
+namespace loradrop {
+
+class drop_memory : public llama_memory_i {
+  public:
+    // Throws unsupported_error when the model's memory is not a plain KV cache.
+    drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+                const reuse_runs & runs, schedule & sched);
+
+    //
+    // llama_memory_i
+    //
+
+    llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
+    llama_memory_context_ptr init_full() override;
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
+
+    bool get_can_shift() const override;
+    void clear(bool data) override;
+
+    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
+    void seq_cp(llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) override;
+    void seq_keep(llama_seq_id seq_id) override;
+    void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
+
+    // The last position includes tokens that a failed refill still owes.
+    llama_pos seq_pos_min(llama_seq_id seq_id) const override;
+    llama_pos seq_pos_max(llama_seq_id seq_id) const override;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override;
+    void state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
+
+    //
+    // for the engine
+    //
+
+    // While a pass runs, batches go where the step says and the schedule is left alone.
+    struct pass {
+        pass(drop_memory & memory, bool lora_step);
+        ~pass();
+
+        pass(const pass &)             = delete;
+        pass & operator=(const pass &) = delete;
+
+        drop_memory & memory;
+    };
+
+    // The last position that has cells.
+    llama_pos last_stored(llama_seq_id seq_id) const { return kept->seq_pos_max(seq_id); }
+
+    // Takes the LoRA tokens since the last refresh out of the kept layers, for a refill to run them again.
+    void take_out_lora_tokens(llama_seq_id seq_id);
+
+    // Removes from the droppable layers what has left the window.
+    void thin(llama_seq_id seq_id);
+
+    // Copies of reuse state that seq_cp has left to do; they have to wait for the device to be idle.
+    bool has_state_copies() const { return !state_copies.empty(); }
+
+    std::vector<std::pair<llama_seq_id, llama_seq_id>> take_state_copies() { return std::move(state_copies); }
+
+    //
+    // sizes
+    //
+
+    size_t   bytes_kept() const;
+    size_t   bytes_droppable() const;
+    size_t   bytes_full() const;  // what one cache with every token in every layer takes
+    uint32_t cells_kept() const;
+    uint32_t cells_droppable() const;
+    uint32_t growth_step() const;
+
+  private:
+    std::unique_ptr<llama_kv_cache> new_cache(bool for_droppable, uint32_t n_cells) const;
+    std::vector<llama_ubatch>       split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
+    llama_kv_cache::slot_info_vec_t find_droppable(const std::vector<llama_ubatch> & ubatches);
+    bool                            grow_to(uint32_t n_cells);
+
+    template <typename F>
+    void for_sequences(llama_seq_id seq_id, F && f);
+
+    const llama_model &       model;
+    const llama_memory_params params;
+    const reuse_runs &        runs;
+    schedule &                sched;
+
+    // of the context's parameters, which change while it lives
+    const bool     v_trans;
+    const bool     offload;
+    const bool     unified;
+    const uint32_t n_cells_max;
+    const uint32_t n_seq_max;
+
+    std::unique_ptr<llama_kv_cache> kept;
+    std::unique_ptr<llama_kv_cache> droppable;
+    uint64_t                        generation = 0;
+
+    bool in_pass        = false;
+    bool lora_step_pass = false;
+
+    std::vector<std::pair<llama_seq_id, llama_seq_id>> state_copies;
+};
+
+}  // namespace loradrop

@@ -1,0 +1,138 @@
+// Saving and restoring: both caches, the schedule, and the reuse state.
+#include "loradrop/drop_memory.h"
+
+#include "ggml-backend.h"
+#include "llama-io.h"
+
+#include <stdexcept>
+
+namespace loradrop {
+
+static constexpr uint32_t state_magic   = 0x504f5244;  // "DROP"
+static constexpr uint32_t state_version = 1;
+
+namespace {
+
+template <typename T>
+void write_value(llama_io_write_i & io, const T & value) {
+    io.write(&value, sizeof(value));
+}
+
+template <typename T>
+T read_value(llama_io_read_i & io) {
+    T value;
+    io.read(&value, sizeof(value));
+    return value;
+}
+
+void check(bool same, const char * what) {
+    if (!same) {
+        throw std::runtime_error(std::string("the saved state does not fit this context: it differs in ") + what);
+    }
+}
+
+// What has to be equal for the state of one context to mean the same in another.
+std::vector<int64_t> signature(const reuse_runs & runs) {
+    std::vector<int64_t> out;
+    for (const reuse_run & run : runs.runs()) {
+        out.insert(out.end(), {run.span.first, run.span.last, static_cast<int64_t>(run.rule)});
+        for (const ggml_tensor * t : run.states()) {
+            out.push_back(t->ne[0]);
+        }
+    }
+    return out;
+}
+
+void write_sequence(llama_io_write_i & io, const sequence & s) {
+    write_value<uint8_t>(io, s.ready);
+    write_value<uint8_t>(io, s.sampled);
+    write_value(io, s.anchor);
+    write_value<uint64_t>(io, s.lora.size());
+    for (const lora_token & t : s.lora) {
+        write_value(io, t);
+    }
+    write_value<uint64_t>(io, s.n_missing);
+    write_value<uint64_t>(io, s.thinnable.size());
+    for (const position_range & r : s.thinnable) {
+        write_value(io, r.first);
+        write_value(io, r.second);
+    }
+}
+
+sequence read_sequence(llama_io_read_i & io) {
+    sequence s;
+    s.ready         = read_value<uint8_t>(io) != 0;
+    s.sampled       = read_value<uint8_t>(io) != 0;
+    s.anchor        = read_value<int32_t>(io);
+    const auto lora = read_value<uint64_t>(io);
+    for (uint64_t i = 0; i < lora; ++i) {
+        s.lora.push_back(read_value<lora_token>(io));
+    }
+    s.n_missing          = read_value<uint64_t>(io);
+    const auto thinnable = read_value<uint64_t>(io);
+    for (uint64_t i = 0; i < thinnable; ++i) {
+        const auto first = read_value<int32_t>(io);
+        const auto end   = read_value<int32_t>(io);
+        s.thinnable.emplace_back(first, end);
+    }
+    check(s.n_missing <= s.lora.size(), "the number of pending tokens");
+    return s;
+}
+
+}  // namespace
+
+void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    write_value(io, state_magic);
+    write_value(io, state_version);
+    const auto ours = signature(runs);
+    write_value<uint64_t>(io, ours.size());
+    io.write(ours.data(), ours.size() * sizeof(ours[0]));
+    write_value<uint32_t>(io, sched.k());
+    write_value(io, sched.policy());
+    write_value<uint32_t>(io, droppable->get_size());
+
+    kept->state_write(io, seq_id, flags);
+    droppable->state_write(io, seq_id, flags);
+
+    const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;
+    for (llama_seq_id s = begin; s < end; ++s) {
+        write_sequence(io, sched.at(s));
+        for (const reuse_run & run : runs.runs()) {
+            for (ggml_tensor * t : run.states()) {
+                io.write_tensor(t, runs.slot_of(s) * t->nb[1], t->nb[1]);
+            }
+        }
+    }
+}
+
+void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    check(read_value<uint32_t>(io) == state_magic, "kind; it was saved without LoRA-Drop");
+    check(read_value<uint32_t>(io) == state_version, "version");
+    const auto ours = signature(runs);
+    check(read_value<uint64_t>(io) == ours.size(), "the dropped layers");
+    std::vector<int64_t> theirs(ours.size());
+    io.read(theirs.data(), theirs.size() * sizeof(theirs[0]));
+    check(theirs == ours, "the dropped layers or the reuse rule");
+    check(read_value<uint32_t>(io) == sched.k(), "k");
+    check(read_value<refresh_policy>(io) == sched.policy(), "the refresh policy");
+    grow_to(read_value<uint32_t>(io));
+
+    kept->state_read(io, seq_id, flags);
+    droppable->state_read(io, seq_id, flags);
+
+    const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;
+    for (llama_seq_id s = begin; s < end; ++s) {
+        sequence read = read_sequence(io);
+        read.ready    = read.ready && static_cast<uint32_t>(s) < runs.n_slots();
+        sched.at(s)   = std::move(read);
+        for (const reuse_run & run : runs.runs()) {
+            for (ggml_tensor * t : run.states()) {
+                io.read_tensor(t, runs.slot_of(s) * t->nb[1], t->nb[1]);
+            }
+        }
+    }
+}
+
+}  // namespace loradrop

@@ -1,0 +1,288 @@
+#include "loradrop/engine.h"
+
+#include "loradrop/batch.h"
+#include "loradrop/errors.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+namespace loradrop {
+
+static void check_model(const llama_model & model) {
+    if (llama_model_has_encoder(&model)) {
+        throw unsupported_error("architecture '" + model.arch_name() + "' has an encoder; use rho = 0");
+    }
+    if (model.hparams.n_pos_per_embd() > 1) {
+        throw unsupported_error("architecture '" + model.arch_name() +
+                                "' has positions of more than one dimension; use rho = 0");
+    }
+}
+
+engine::engine(llama_context & ctx, const lora_drop_params & params) :
+    ctx(ctx),
+    params(params),
+    all_runs(ctx.get_model(), *params.corrector,
+             plan_runs(*params.corrector, params.rho, static_cast<int32_t>(ctx.get_model().hparams.n_layer())),
+             ctx.n_seq_max()),
+    sched(params.k, params.refresh, params.kv_window, ctx.n_seq_max()) {
+    check_model(ctx.get_model());
+    const bool single_slot = ctx.n_seq_max() == 1;
+    plans[full_step]       = {&all_runs, false, single_slot};
+    plans[lora_step]       = {&all_runs, true, single_slot};
+}
+
+llama_memory_i * engine::create_memory(const llama_memory_params & memory_params) {
+    mem = new drop_memory(ctx.get_model(), memory_params, ctx.get_cparams(), all_runs, sched);
+    return mem;
+}
+
+const engine * engine::of(const llama_context & ctx) {
+    return ctx.drop.get();
+}
+
+//
+// graph variants
+//
+
+void engine::reserve() {
+    const uint32_t n_seqs    = ctx.cparams.n_seq_max;
+    const size_t   max_nodes = ctx.graph_max_nodes(n_seqs);
+
+    other_graph.reset(new llm_graph_result(static_cast<int64_t>(max_nodes)));
+    other_sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
+                                             static_cast<int>(ctx.backend_ptrs.size()), max_nodes, false,
+                                             ctx.cparams.op_offload));
+
+    const auto    mctx = mem->init_full();
+    const variant in_lora_step(*this, lora_step);
+    enter_variant();
+    if (!ctx.graph_reserve(n_seqs, n_seqs, n_seqs, mctx.get(), ctx.model.hparams.no_alloc)) {
+        throw std::runtime_error("not enough memory for the compute buffers of the LoRA step");
+    }
+}
+
+void engine::enter_variant() {
+    if (entered != step) {
+        std::swap(ctx.sched, other_sched);
+        std::swap(ctx.gf_res_prev, other_graph);
+        entered = step;
+    }
+}
+
+engine::variant::variant(engine & e, step_kind kind) : e(e) {
+    e.step = kind;
+}
+
+engine::variant::~variant() {
+    e.step = full_step;
+    e.enter_variant();
+}
+
+//
+// decoding
+//
+
+int engine::run_pass(const llama_batch & batch, step_kind kind) {
+    const drop_memory::pass in_pass(*mem, kind == lora_step);
+    const variant           in_variant(*this, kind);
+    return ctx.decode_pass(batch);
+}
+
+bool engine::is_lora_batch(const llama_batch & batch) const {
+    if (!batch.token || batch.embd || batch.n_tokens > static_cast<int32_t>(all_runs.n_slots())) {
+        return false;
+    }
+    std::vector<llama_seq_id> seen;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const auto ids = sequences_of(batch, i);
+        if (ids.size() != 1 || !sched.lora_step_due(ids[0]) ||
+            std::find(seen.begin(), seen.end(), ids[0]) != seen.end()) {
+            return false;
+        }
+        seen.push_back(ids[0]);
+    }
+    return true;
+}
+
+int engine::decode(const llama_batch & batch) {
+    if (!is_well_formed(batch)) {
+        return run_pass(batch, full_step);  // llama.cpp says what is wrong, and changes nothing
+    }
+    if (mem->has_state_copies()) {
+        ctx.synchronize();
+        for (const auto & [from, to] : mem->take_state_copies()) {
+            all_runs.copy_slot(all_runs.slot_of(from), all_runs.slot_of(to));
+        }
+    }
+    return is_lora_batch(batch) ? decode_lora(batch) : decode_full(batch);
+}
+
+int engine::decode_lora(const llama_batch & batch) {
+    const int status = run_pass(batch, lora_step);
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const llama_seq_id s    = sequences_of(batch, i)[0];
+        const llama_pos    last = mem->last_stored(s);
+        const sequence &   q    = sched.at(s);
+        const llama_pos    old  = q.lora.empty() ? q.anchor : q.lora.back().pos;
+        if (last > old) {
+            sched.after_lora_step(s, {batch.token[i], last}, wants_output(batch, i));
+        }
+        if (status == 2 || status < -1) {
+            sched.after_failure(s, last);
+        }
+    }
+    if (status == 0) {
+        ++counts.steps[lora_step];
+        counts.tokens[lora_step] += static_cast<uint64_t>(batch.n_tokens);
+        counts.last_step = lora_step;
+    }
+    return status;
+}
+
+int engine::decode_full(const llama_batch & batch) {
+    const auto sequences = distinct_sequences(batch);
+
+    std::vector<llama_seq_id> replaying;
+    for (const llama_seq_id s : sequences) {
+        if (sched.replays(s)) {
+            replaying.push_back(s);
+            mem->take_out_lora_tokens(s);
+        }
+    }
+
+    int status;
+    if (replaying.empty()) {
+        status = run_pass(batch, full_step);
+    } else if (can_extend(batch, replaying)) {
+        status = run_with_replays(batch, replaying);
+    } else {
+        status = run_replays_alone(replaying);
+        status = status == 0 ? run_pass(batch, full_step) : status;
+    }
+
+    for (const llama_seq_id s : sequences) {
+        const llama_pos last = mem->last_stored(s);
+        if (status == 0) {
+            counts.replayed += sched.replays(s) ? sched.at(s).lora.size() : 0;
+            sched.after_full_step(s, last, wants_output(batch, last_token_of(batch, s)));
+            mem->thin(s);
+        } else if (status == 2 || status < -1 || sched.replays(s)) {
+            sched.after_failure(s, last);
+        }
+    }
+    if (status == 0) {
+        ++counts.steps[full_step];
+        counts.tokens[full_step] += static_cast<uint64_t>(batch.n_tokens);
+        counts.last_step = full_step;
+    }
+    return status;
+}
+
+// One batch takes the replays too when it stays within the context's limits and every output has its place.
+bool engine::can_extend(const llama_batch & batch, const std::vector<llama_seq_id> & replaying) const {
+    size_t n_tokens = static_cast<size_t>(batch.n_tokens);
+    for (const llama_seq_id s : replaying) {
+        n_tokens += sched.at(s).lora.size();
+    }
+    return batch.token && !batch.embd && !ctx.cparams.embeddings && n_tokens <= ctx.cparams.n_batch &&
+           !has_coupled_sequences(batch);
+}
+
+int engine::run_with_replays(const llama_batch & batch, const std::vector<llama_seq_id> & replaying) {
+    batch_builder        extended;
+    std::vector<int32_t> index;  // of each token of the batch in the extended one
+    auto                 waiting = replaying;
+
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const llama_seq_id s     = sequences_of(batch, i)[0];
+        const auto         found = std::find(waiting.begin(), waiting.end(), s);
+        if (found != waiting.end()) {
+            waiting.erase(found);
+            for (const lora_token & t : sched.at(s).lora) {
+                extended.add(t.token, t.pos, s, false);
+            }
+        }
+        const llama_pos pos = batch.pos ? batch.pos[i] : extended.next_pos(s, mem->last_stored(s) + 1);
+        index.push_back(extended.size());
+        extended.add(batch.token[i], pos, s, wants_output(batch, i));
+    }
+
+    const int status = run_pass(extended.view(), full_step);
+    if (status == 0) {
+        // outputs are asked for by the caller's indices
+        const std::vector<int32_t> rows = ctx.output_ids;
+        std::fill(ctx.output_ids.begin(), ctx.output_ids.end(), -1);
+        for (size_t i = 0; i < index.size(); ++i) {
+            ctx.output_ids[i] = rows[index[i]];
+        }
+    }
+    return status;
+}
+
+int engine::run_replays_alone(const std::vector<llama_seq_id> & replaying) {
+    for (const llama_seq_id s : replaying) {
+        batch_builder replay;
+        for (const lora_token & t : sched.at(s).lora) {
+            replay.add(t.token, t.pos, s, false);
+            if (replay.size() == static_cast<int32_t>(ctx.cparams.n_batch) || &t == &sched.at(s).lora.back()) {
+                const int status = run_pass(replay.view(), full_step);
+                if (status != 0) {
+                    return status;
+                }
+                replay = {};
+            }
+        }
+    }
+    return 0;
+}
+
+engine_stats engine::stats() const {
+    engine_stats out = counts;
+    out.weight_bytes = all_runs.weight_bytes();
+    out.state_bytes  = all_runs.state_bytes();
+    for (ggml_backend_t backend : ctx.backend_ptrs) {
+        out.compute_bytes[full_step] += ggml_backend_sched_get_buffer_size(ctx.sched.get(), backend);
+        out.compute_bytes[lora_step] += ggml_backend_sched_get_buffer_size(other_sched.get(), backend);
+    }
+    return out;
+}
+
+//
+// hooks
+//
+
+void engine_deleter::operator()(engine * e) const {
+    delete e;
+}
+
+engine_ptr make_engine(llama_context & ctx, const lora_drop_params & params) {
+    return engine_ptr(new engine(ctx, params));
+}
+
+llama_memory_i * create_memory(engine & e, const llama_memory_params & params) {
+    return e.create_memory(params);
+}
+
+int decode(engine & e, const llama_batch & batch) {
+    return e.decode(batch);
+}
+
+void reserve_lora_step(engine & e) {
+    e.reserve();
+}
+
+void enter_variant(engine & e) {
+    e.enter_variant();
+}
+
+void count_build(engine & e) {
+    e.count_build();
+}
+
+const graph_plan * current_plan(const engine & e) {
+    return e.plan();
+}
+
+}  // namespace loradrop

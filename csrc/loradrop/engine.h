@@ -1,0 +1,90 @@
+// What a context owns when it decodes with LoRA-Drop.
+#pragma once
+
+#include "loradrop/drop_memory.h"
+#include "loradrop/hooks.h"
+#include "loradrop/loradrop.h"
+#include "loradrop/step_graph.h"
+
+#include "ggml-cpp.h"
+
+#include <array>
+
+struct llama_batch;
+struct llama_context;
+
+namespace loradrop {
+
+enum step_kind { full_step = 0, lora_step = 1 };
+
+struct engine_stats {
+    std::array<uint64_t, 2> steps         = {};  // decoded batches, by kind
+    std::array<uint64_t, 2> tokens        = {};  // tokens in them, replays not counted
+    std::array<uint64_t, 2> graph_builds  = {};  // graphs that could not be reused
+    uint64_t                replayed      = 0;   // tokens that a refill ran again
+    step_kind               last_step     = full_step;
+    size_t                  weight_bytes  = 0;   // corrector
+    size_t                  state_bytes   = 0;   // reuse state
+    std::array<size_t, 2>   compute_bytes = {};  // compute buffers
+};
+
+class engine {
+  public:
+    engine(llama_context & ctx, const lora_drop_params & params);
+
+    llama_memory_i * create_memory(const llama_memory_params & params);
+
+    int  decode(const llama_batch & batch);
+    void reserve();
+    void enter_variant();
+    void count_build() { ++counts.graph_builds[step]; }
+
+    const graph_plan * plan() const { return &plans[step]; }
+
+    const drop_memory & memory() const { return *mem; }
+
+    engine_stats stats() const;
+
+    const std::vector<reuse_run> & runs() const { return all_runs.runs(); }
+
+    // The engine of a context; null when the context decodes in full.
+    static const engine * of(const llama_context & ctx);
+
+  private:
+    // Graphs are built for one kind of step while this lives. Outside of it the context holds the full step's graph
+    // and scheduler, which is what the rest of llama.cpp expects to find.
+    struct variant {
+        variant(engine & e, step_kind kind);
+        ~variant();
+
+        variant(const variant &)             = delete;
+        variant & operator=(const variant &) = delete;
+
+        engine & e;
+    };
+
+    bool is_lora_batch(const llama_batch & batch) const;
+    bool can_extend(const llama_batch & batch, const std::vector<llama_seq_id> & replaying) const;
+    int  decode_lora(const llama_batch & batch);
+    int  decode_full(const llama_batch & batch);
+    int  run_pass(const llama_batch & batch, step_kind kind);
+    int  run_with_replays(const llama_batch & batch, const std::vector<llama_seq_id> & replaying);
+    int  run_replays_alone(const std::vector<llama_seq_id> & replaying);
+
+    llama_context &           ctx;
+    const lora_drop_params    params;
+    reuse_runs                all_runs;
+    schedule                  sched;
+    std::array<graph_plan, 2> plans;
+    drop_memory *             mem = nullptr;  // owned by the context
+
+    // of the LoRA step while the full step's are in the context, and the other way round
+    ggml_backend_sched_ptr other_sched;
+    llm_graph_result_ptr   other_graph;
+    step_kind              step    = full_step;  // that a graph is built for
+    step_kind              entered = full_step;  // whose graph and scheduler are in the context
+
+    engine_stats counts;
+};
+
+}  // namespace loradrop

@@ -1,0 +1,143 @@
+#include "loradrop/schedule.h"
+
+#include <algorithm>
+
+namespace loradrop {
+
+// llama.cpp takes sequence ids below this in a unified cache, whatever n_seq_max says.
+static constexpr uint32_t max_sequences = 256;
+
+schedule::schedule(uint32_t k, refresh_policy policy, int32_t kv_window, uint32_t n_seq) :
+    n_lora(k), refresh(policy), kv_window(kv_window), n_ready(n_seq), sequences(max_sequences) {
+}
+
+sequence & schedule::at(int32_t seq_id) {
+    return sequences.at(static_cast<size_t>(seq_id));
+}
+
+const sequence & schedule::at(int32_t seq_id) const {
+    return sequences.at(static_cast<size_t>(seq_id));
+}
+
+bool schedule::lora_step_due(int32_t seq_id) const {
+    const sequence & s = at(seq_id);
+    return s.ready && s.sampled && s.n_missing == 0 && s.lora.size() < n_lora;
+}
+
+void schedule::after_lora_step(int32_t seq_id, lora_token token, bool sampled) {
+    sequence & s = at(seq_id);
+    s.lora.push_back(token);
+    s.sampled = sampled;
+}
+
+void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled) {
+    sequence & s = at(seq_id);
+    if (replays(seq_id)) {
+        const int32_t first = std::max(s.lora.front().pos, n_sinks);
+        const int32_t end   = s.lora.back().pos + 1;
+        if (first < end) {
+            s.thinnable.emplace_back(first, end);
+        }
+    }
+    s.lora.clear();
+    s.n_missing = 0;
+    s.anchor    = last;
+    s.sampled   = sampled;
+    s.ready     = static_cast<uint32_t>(seq_id) < n_ready;
+}
+
+void schedule::after_failure(int32_t seq_id, int32_t last) {
+    sequence & s = at(seq_id);
+    s.ready      = false;  // the failed step may have overwritten part of the reuse state
+    s.sampled    = false;
+    if (refresh == refresh_policy::refill) {
+        // what the failed refill did put back ran in full; the rest waits for the next full step
+        const auto is_back = [&](const lora_token & t) { return t.pos <= last; };
+        if (s.n_missing > 0) {
+            s.lora.erase(s.lora.begin(), std::find_if_not(s.lora.begin(), s.lora.end(), is_back));
+            s.n_missing = s.lora.size();
+        }
+    }
+}
+
+bool schedule::next_thinned(int32_t seq_id, position_range & range) {
+    sequence &    s   = at(seq_id);
+    const int32_t end = s.anchor - kv_window + 1;
+    if (s.thinnable.empty() || s.thinnable.front().first >= end) {
+        return false;
+    }
+    range        = s.thinnable.front();
+    range.second = std::min(range.second, end);
+    if (range.second == s.thinnable.front().second) {
+        s.thinnable.pop_front();
+    } else {
+        s.thinnable.front().first = range.second;
+    }
+    return true;
+}
+
+void schedule::clear() {
+    std::fill(sequences.begin(), sequences.end(), sequence{});
+}
+
+void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
+    sequence & s = at(seq_id);
+    if (p0 <= s.anchor && s.anchor < p1) {
+        s.ready = false;
+    }
+    const int32_t last = s.lora.empty() ? s.anchor : s.lora.back().pos;
+    if (p0 <= last && last < p1) {
+        s.sampled = false;  // the next token follows another one than the last that was sampled from
+    }
+    const auto is_gone  = [=](const lora_token & t) { return p0 <= t.pos && t.pos < p1; };
+    const auto n_before = s.lora.size();
+    s.lora.erase(std::remove_if(s.lora.begin(), s.lora.end(), is_gone), s.lora.end());
+    if (s.lora.size() != n_before) {
+        s.ready     = false;  // previous-state has lost the output it would build on
+        s.n_missing = std::min(s.n_missing, s.lora.size());
+    }
+
+    std::deque<position_range> left;
+    for (const auto & [first, end] : s.thinnable) {
+        if (first < std::min(end, p0)) {
+            left.emplace_back(first, std::min(end, p0));
+        }
+        if (std::max(first, p1) < end) {
+            left.emplace_back(std::max(first, p1), end);
+        }
+    }
+    s.thinnable = std::move(left);
+}
+
+void schedule::copy(int32_t from, int32_t to, int32_t p0, int32_t p1) {
+    sequence s = at(from);
+    s.ready    = s.ready && static_cast<uint32_t>(to) < n_ready;
+    at(to)     = std::move(s);
+    if (p0 > 0) {
+        remove(to, 0, p0);
+    }
+    remove(to, p1, INT32_MAX);
+}
+
+void schedule::keep_only(int32_t seq_id) {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+        if (i != static_cast<size_t>(seq_id)) {
+            sequences[i] = {};
+        }
+    }
+}
+
+void schedule::shift(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
+    sequence & s     = at(seq_id);
+    const auto moved = [=](int32_t pos) { return p0 <= pos && pos < p1 ? pos + delta : pos; };
+    s.anchor         = moved(s.anchor);
+    for (lora_token & t : s.lora) {
+        t.pos = moved(t.pos);
+    }
+    for (auto & [first, end] : s.thinnable) {
+        first = moved(first);
+        end   = moved(end - 1) + 1;
+    }
+}
+
+}  // namespace loradrop

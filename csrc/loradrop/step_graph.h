@@ -1,0 +1,51 @@
+// Derives the two variants of a model's graph while llama.cpp's own model code builds it.
+#pragma once
+
+#include "loradrop/hooks.h"
+#include "loradrop/reuse_ops.h"
+
+#include "llama-graph.h"
+
+#include <map>
+
+namespace loradrop {
+
+// What a graph is built for. One object for each variant lives as long as its context.
+struct graph_plan {
+    const reuse_runs * runs;
+    bool               lora_step;
+    bool               single_slot;  // only sequence 0 can take LoRA steps, so its slot needs no look-up
+};
+
+class step_graph {
+  public:
+    explicit step_graph(const llm_graph_params & params);
+
+    const llama_kv_cache_context * droppable_cells() const;
+    void                           add_droppable_input(std::unique_ptr<llm_graph_input_attn_kv> input);
+    llm_graph_input_attn_kv *      attention_input(llm_graph_input_attn_kv * kept, int il) const;
+
+    bool          skips_layer(int il) const;
+    ggml_tensor * unused_attention(ggml_tensor * wo, ggml_tensor * q_cur, ggml_tensor * v_cur);
+    ggml_tensor * layer_output(ggml_tensor * cur, int il);
+
+    // Throws unsupported_error when the model does not have the structure that the rewrite relies on.
+    void finish();
+
+  private:
+    const slot_inputs & slots();
+    void                check_layer_output(const ggml_tensor * cur, int il) const;
+
+    const graph_plan &           plan;
+    const llm_graph_params &     params;
+    llm_graph_result *           res;
+    ggml_context *               ctx;
+    ggml_cgraph *                gf;
+    llm_graph_input_attn_kv *    droppable_input = nullptr;
+    slot_inputs                  slot_tensors;
+    bool                         has_slots = false;
+    std::map<int, ggml_tensor *> run_inputs;  // by the run's first layer
+    size_t                       n_runs_done = 0;
+};
+
+}  // namespace loradrop
