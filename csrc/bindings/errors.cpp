@@ -37,6 +37,13 @@ static PyObject * declare(py::module_ & m, const char * name, const py::tuple & 
     return type;
 }
 
+// Messages may quote bytes of a damaged file.
+static void raise(PyObject * type, const std::string & message) {
+    const auto text = py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
+    PyErr_SetObject(type, text.ptr());
+}
+
 void register_errors(py::module_ & m) {
     ggml_set_abort_callback(on_abort);
 
@@ -68,19 +75,19 @@ void register_errors(py::module_ & m) {
                 std::rethrow_exception(p);
             }
         } catch (const model_error & e) {
-            py::set_error(model, e.what());
+            raise(model, e.what());
         } catch (const corrector_error & e) {
-            py::set_error(corrector, e.what());
+            raise(corrector, e.what());
         } catch (const unsupported_error & e) {
-            py::set_error(unsup, e.what());
+            raise(unsup, e.what());
         } catch (const context_full_error & e) {
-            py::set_error(full, e.what());
+            raise(full, e.what());
         } catch (const decode_aborted & e) {
-            py::set_error(aborted, e.what());
+            raise(aborted, e.what());
         } catch (const decode_error & e) {
-            py::set_error(decode, e.what());
+            raise(decode, e.what());
         } catch (const engine_abort & e) {
-            py::set_error(root, (std::string("a check inside the engine failed: ") + e.what()).c_str());
+            raise(root, std::string("a check inside the engine failed: ") + e.what());
         }
     });
 }

@@ -40,7 +40,7 @@ int main(int argc, char ** argv) {
             return 1;
         }
         std::fwrite(llama_get_logits_ith(ctx, -1), sizeof(float), static_cast<size_t>(n_vocab), out);
-        prompt = { next() };
+        prompt = {next()};
     }
     std::fclose(out);
     llama_free(ctx);

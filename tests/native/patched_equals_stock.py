@@ -2,7 +2,8 @@
 
     python tests/native/patched_equals_stock.py MODEL.gguf [--build-dir build/parity]
 
-Needs the build requirements of pyproject.toml, CMake and Ninja. Takes about ten minutes on two cores the first time.
+Needs the build requirements of pyproject.toml, CMake and Ninja. Takes some ten minutes on two
+cores the first time.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ def main() -> int:
     for name in ("stock", "patched"):
         program = build(args.build_dir / name, stock=name == "stock")
         dump = args.build_dir / f"{name}.f32"
-        subprocess.run([str(program.resolve()), str(args.model), str(dump)], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [str(program.resolve()), str(args.model), str(dump)],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
         dumps.append(dump.read_bytes())
     if dumps[0] != dumps[1]:
         differ = sum(a != b for a, b in zip(*dumps, strict=False))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reference import Decoder, Entry, FloatArray, layers_for
-from tiny import TinyCorrector, TinyModel, write_gguf, write_sidecar
 
 from loradrop._core import Context, Corrector, Model
+from reference import Decoder, Entry, FloatArray, layers_for
+from tiny import TinyCorrector, TinyModel, write_gguf, write_sidecar
 
 TOLERANCE = 1e-4  # of the largest logit
 FLASH_TOLERANCE = 3e-3  # llama.cpp hands K and V to flash attention as f16

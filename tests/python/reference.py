@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from tiny import TinyCorrector, TinyModel
 
 FloatArray = npt.NDArray[np.float32]

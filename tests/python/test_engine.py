@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from hf import transformers_logits
+from loradrop._core import Context, Model
 from pair import Pair
 from reference import Entry, layers_for
-from tiny import Arch, Reuse, TinyCorrector, TinyModel, make_corrector, make_model
+from tiny import Arch, Reuse, TinyCorrector, TinyModel, make_corrector, make_model, write_gguf
 
 N_LAYER = 8
 REUSES: list[Reuse] = ["previous-state", "anchor-state", "anchor-delta", "segment"]
@@ -32,25 +35,17 @@ def run(pair: Pair, n_prompt: int, n_generated: int, seq_id: int = 0) -> None:
 @pytest.mark.parametrize("reuse", REUSES)
 def test_two_hundred_steps(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
     model = make_model(n_layer=N_LAYER)
-    pair = Pair(
-        tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=32
-    )
+    pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=32)
     run(pair, 17, 200)
     assert pair.engine.stats["lora_steps"] == 150
 
 
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-@pytest.mark.parametrize(
-    ("rho", "k", "n_prompt"), [(1 / 8, 1, 1), (0.5, 2, 5), (0.75, 7, 40), (0.75, 5, 3)]
-)
-def test_points(
-    tmp_path: Path, reuse: Reuse, refresh: str, rho: float, k: int, n_prompt: int
-) -> None:
+@pytest.mark.parametrize(("rho", "k", "n_prompt"), [(1 / 8, 1, 1), (0.5, 2, 5), (0.75, 7, 40), (0.75, 5, 3)])
+def test_points(tmp_path: Path, reuse: Reuse, refresh: str, rho: float, k: int, n_prompt: int) -> None:
     model = make_model(n_layer=N_LAYER, seed=k)
-    pair = Pair(
-        tmp_path, model, corrector_for(model, reuse), rho=rho, k=k, refresh=refresh, kv_window=7
-    )
+    pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=rho, k=k, refresh=refresh, kv_window=7)
     run(pair, n_prompt, 60)
 
 
@@ -115,12 +110,7 @@ def test_several_sequences(tmp_path: Path, reuse: Reuse, refresh: str, kv_unifie
         if not kv_unified:
             chosen.sort()
         lengths = [int(rng.integers(2, 5)) if rng.random() < 0.05 else 1 for _ in chosen]
-        pair.decode(
-            *(
-                Entry(s, rng.integers(3, 320, n).tolist())
-                for s, n in zip(chosen, lengths, strict=True)
-            )
-        )
+        pair.decode(*(Entry(s, rng.integers(3, 320, n).tolist()) for s, n in zip(chosen, lengths, strict=True)))
     assert pair.engine.stats["lora_steps"] > 10
 
 
@@ -202,3 +192,24 @@ def test_droppable_cache_grows_with_the_formula(tmp_path: Path, refresh: str) ->
         stats["kv_cells_kept"] * n_layer
     )
     assert stats["kv_bytes"] == pytest.approx(share * stats["kv_bytes_full"], rel=0.01)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_rho_zero_equals_transformers(tmp_path: Path, arch: Arch, tied: bool) -> None:
+    model = make_model(arch, n_layer=N_LAYER, tied=tied)
+    expected = transformers_logits(model, TEXT[:40])
+    write_gguf(tmp_path / "model.gguf", model)
+    context = Context(
+        Model(str(tmp_path / "model.gguf")),
+        n_ctx=256,
+        flash_attn="off",
+        type_k="f32",
+        type_v="f32",
+    )
+    context.decode(TEXT[:30], outputs=[True] * 30)
+    actual = [context.logits(i) for i in range(30)]
+    for token in TEXT[30:40]:
+        context.decode([token])
+        actual.append(context.logits())
+    assert np.abs(np.stack(actual) - expected).max() <= 1e-4 * np.abs(expected).max()

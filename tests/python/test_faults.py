@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from loradrop._core import ContextFullError, DecodeAborted
 from pair import Pair
 from reference import Entry
 from test_engine import POLICIES, REUSES, TEXT, corrector_for
 from tiny import Reuse, make_model
-
-from loradrop._core import ContextFullError, DecodeAborted
 
 N_LAYER = 8
 
@@ -19,13 +19,9 @@ N_LAYER = 8
 @pytest.mark.parametrize("n_operations", [0, 5, 40, 90])
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_abort_at_every_phase(
-    tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int
-) -> None:
+def test_abort_at_every_phase(tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int) -> None:
     model = make_model(n_layer=N_LAYER)
-    pair = Pair(
-        tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=6
-    )
+    pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=6)
     pair.decode(Entry(0, TEXT[:9]))
     position = 9
     for n_before in [1, 2, 3, 4, 5]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
+from hf import transformers_logits
 from reference import Decoder, Entry, FloatArray, Policy, layers_for, replacement
 from tiny import Arch, Reuse, TinyCorrector, TinyModel, make_corrector, make_model
 
@@ -24,9 +26,7 @@ def corrector_for(model: TinyModel, reuse: Reuse) -> TinyCorrector:
     return make_corrector(model, reuse, layers=DROPPED)
 
 
-def make_decoder(
-    reuse: Reuse = "anchor-delta", k: int = 3, policy: Policy = "refill", kv_window: int = 64
-) -> Decoder:
+def make_decoder(reuse: Reuse = "anchor-delta", k: int = 3, policy: Policy = "refill", kv_window: int = 64) -> Decoder:
     model = make_model(n_layer=N_LAYER)
     return Decoder(model, corrector_for(model, reuse), DROPPED, k, policy, kv_window)
 
@@ -37,9 +37,7 @@ def step(decoder: Decoder, tokens: Sequence[int], seq_id: int = 0) -> FloatArray
     return logits
 
 
-def assert_same(
-    actual: FloatArray, expected: FloatArray | list[float], tolerance: float = 1e-5
-) -> None:
+def assert_same(actual: FloatArray, expected: FloatArray | list[float], tolerance: float = 1e-5) -> None:
     expected = np.asarray(expected, np.float32)
     assert actual.dtype == np.float32 and actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
@@ -57,65 +55,11 @@ def differ(a: FloatArray, b: FloatArray) -> bool:
 # The full model
 
 
-def half_split(weight: FloatArray, n_head: int) -> FloatArray:
-    """Turn rows in RoPE pairs (2i, 2i+1), as in GGUF, into the halves of transformers."""
-    pairs = weight.reshape(n_head, -1, 2, weight.shape[1])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
-
-
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_full_decode_equals_transformers(arch: Arch, tied: bool) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     model = dataclasses.replace(make_model(arch, tied=tied), rope_base=500.0, rms_eps=1e-3)
-    config_class, model_class = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }[arch]
-    rope = {"rope_type": "default", "rope_theta": model.rope_base}
-    # transformers 4 reads rope_theta, later versions read rope_parameters.
-    config = config_class(
-        vocab_size=model.n_vocab,
-        hidden_size=model.n_embd,
-        intermediate_size=model.n_ff,
-        num_hidden_layers=model.n_layer,
-        num_attention_heads=model.n_head,
-        num_key_value_heads=model.n_head_kv,
-        rms_norm_eps=model.rms_eps,
-        rope_theta=model.rope_base,
-        rope_parameters=rope,
-        tie_word_embeddings=tied,
-    )
-    renamed = {
-        "token_embd": "model.embed_tokens",
-        "output_norm": "model.norm",
-        "output": "lm_head",
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-    state = {}
-    for name, tensor in model.tensors.items():
-        *layer, part, kind = name.split(".")
-        if arch == "llama" and part in ("attn_q", "attn_k"):
-            tensor = half_split(tensor, model.n_head if part == "attn_q" else model.n_head_kv)
-        prefix = f"model.layers.{layer[1]}." if layer else ""
-        state[f"{prefix}{renamed[part]}.{kind}"] = torch.from_numpy(tensor.copy())
-    if tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    other = model_class(config).to(torch.float32).eval()
-    other.load_state_dict(state)
-    with torch.no_grad():
-        expected = other(torch.tensor([TEXT])).logits[0].numpy()
-
-    assert_same(np.stack(full_logits(model)), expected)
+    assert_same(np.stack(full_logits(model)), transformers_logits(model, TEXT))
 
 
 def test_prompt_in_one_go_equals_token_by_token() -> None:

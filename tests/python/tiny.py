@@ -137,9 +137,7 @@ def make_model(
     add("output_norm.weight", n_embd, mean=1.0, std=0.1)
     if not tied:
         add("output.weight", n_vocab, n_embd, std=0.3)
-    return TinyModel(
-        arch, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train, n_vocab, tied, seed, tensors
-    )
+    return TinyModel(arch, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train, n_vocab, tied, seed, tensors)
 
 
 def make_corrector(
@@ -200,9 +198,7 @@ def make_corrector(
             add(f"{prefix}down.weight", n_embd, hidden, scale=1.0)
         if gate:
             add_gate(f"{prefix}carry.weight")
-    return TinyCorrector(
-        reuse, list(layers), rank, alpha, tensors, None if segments is None else list(segments)
-    )
+    return TinyCorrector(reuse, list(layers), rank, alpha, tensors, None if segments is None else list(segments))
 
 
 def as_stored(tensors: dict[str, FloatArray], tensor_type: TensorType) -> dict[str, FloatArray]:
@@ -320,9 +316,7 @@ def base_fingerprint(model: TinyModel, weight_type: Literal["f32", "f16"] = "f32
     return f"{digest:016x}"
 
 
-def _encode(
-    name: str, tensor: FloatArray, tensor_type: TensorType
-) -> tuple[npt.NDArray[Any], GGMLQuantizationType]:
+def _encode(name: str, tensor: FloatArray, tensor_type: TensorType) -> tuple[npt.NDArray[Any], GGMLQuantizationType]:
     """Return the tensor's bytes, as an array, and the type that the file gives for them."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -338,9 +332,7 @@ def _encode(
     return quantize(tensor, type_), type_
 
 
-def _add_tensors(
-    writer: GGUFWriter, tensors: dict[str, FloatArray], tensor_type: TensorType
-) -> None:
+def _add_tensors(writer: GGUFWriter, tensors: dict[str, FloatArray], tensor_type: TensorType) -> None:
     for name, tensor in tensors.items():
         data, type_ = _encode(name, tensor, tensor_type)
         writer.add_tensor(name, data, raw_dtype=type_)

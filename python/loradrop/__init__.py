@@ -1,0 +1,33 @@
+"""LoRA-Drop decoding for llama.cpp."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from loradrop._core import (
+    ContextFullError,
+    CorrectorError,
+    DecodeAborted,
+    DecodeError,
+    LoradropError,
+    ModelError,
+    UnsupportedError,
+)
+from loradrop.llama import Llama
+from loradrop.stats import RequestStats
+
+try:
+    __version__ = version("loradrop")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ContextFullError",
+    "CorrectorError",
+    "DecodeAborted",
+    "DecodeError",
+    "Llama",
+    "LoradropError",
+    "ModelError",
+    "RequestStats",
+    "UnsupportedError",
+    "__version__",
+]

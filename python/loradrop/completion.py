@@ -1,0 +1,112 @@
+"""Pieces of text in the shape of OpenAI's text completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+
+from loradrop._core import Model
+from loradrop.pieces import FinishReason, Piece, TextToken
+from loradrop.responses import Completion, CompletionChunk, CompletionLogprobs, Usage
+
+
+class CompletionShape:
+    """Gives the pieces of one request their shape.
+
+    Parameters
+    ----------
+    model : Model
+        For the text of single tokens.
+    name : str
+        The response's ``model``.
+    prompt : str
+        The prompt's text: where offsets count from, and what `echo` puts before the text.
+    n_prompt : int
+        The prompt's tokens.
+    with_logprobs : bool
+        Whether the pieces' tokens have log-probabilities.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        prompt: str,
+        n_prompt: int,
+        *,
+        echo: bool = False,
+        with_logprobs: bool = False,
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._prompt = prompt
+        self._n_prompt = n_prompt
+        self._echo = prompt if echo else ""
+        self._with_logprobs = with_logprobs
+        self._id = f"cmpl-{uuid.uuid4()}"
+        self._created = int(time.time())
+
+    def whole(self, pieces: Iterable[Piece]) -> Completion:
+        """Return the completion that the pieces make."""
+        all_pieces = list(pieces)
+        last = all_pieces[-1]
+        text = self._echo + "".join(piece.text for piece in all_pieces)
+        tokens = [token for piece in all_pieces for token in piece.tokens]
+        chunk = self._chunk(text, tokens, last.finish_reason)
+        return {**chunk, "usage": usage(self._n_prompt, last.n_tokens)}
+
+    def stream(self, pieces: Iterable[Piece]) -> Iterator[CompletionChunk]:
+        """Yield a chunk for each piece."""
+        if self._echo:
+            yield self._chunk(self._echo, [], None)
+        for piece in pieces:
+            yield self._chunk(piece.text, piece.tokens, piece.finish_reason)
+
+    def _chunk(self, text: str, tokens: Sequence[TextToken], finish_reason: FinishReason | None) -> CompletionChunk:
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._name,
+            "choices": [
+                {
+                    "text": text,
+                    "index": 0,
+                    "logprobs": self._logprobs(tokens) if self._with_logprobs else None,
+                    "finish_reason": finish_reason,
+                }
+            ],
+        }
+
+    def _logprobs(self, tokens: Sequence[TextToken]) -> CompletionLogprobs:
+        shape: CompletionLogprobs = {
+            "tokens": [],
+            "text_offset": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+        }
+        for token in tokens:
+            text = token_text(self._model, token.token)
+            shape["tokens"].append(text)
+            shape["text_offset"].append(len(self._prompt) + token.offset)
+            if token.logprobs is not None:
+                top = {token_text(self._model, i): logprob for i, logprob in token.logprobs.top}
+                top[text] = token.logprobs.logprob
+                shape["token_logprobs"].append(token.logprobs.logprob)
+                shape["top_logprobs"].append(top)
+        return shape
+
+
+def usage(n_prompt: int, n_tokens: int) -> Usage:
+    """Return the counts of a request."""
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_tokens,
+        "total_tokens": n_prompt + n_tokens,
+    }
+
+
+def token_text(model: Model, token: int) -> str:
+    """Return the text of a token by itself, with U+FFFD for a part of a character."""
+    return model.token_to_piece(token, special=True).decode("utf-8", "replace")

