@@ -146,7 +146,7 @@ of memory.
              py::arg("n_seq_max") = 1, py::arg("n_threads") = 0, py::arg("n_threads_batch") = 0,
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("kv_unified") = true, py::arg("corrector") = py::none(), py::arg("rho") = 0.0, py::arg("k") = 0,
-             py::arg("refresh") = "refill", py::arg("kv_window") = 64)
+             py::arg("refresh") = "single", py::arg("kv_window") = 64)
         .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })

@@ -123,7 +123,7 @@ class Context:
         corrector: Corrector | None = None,
         rho: float = 0.0,
         k: int = 0,
-        refresh: str = "refill",
+        refresh: str = "single",
         kv_window: int = 64,
     ) -> None: ...
     @property

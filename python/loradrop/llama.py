@@ -48,7 +48,7 @@ class Llama:
         A sidecar with the corrector. None takes the one in the model's own file.
     refresh : {"single", "refill"}, optional
         Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
-        again. None is ``refill``.
+        again. None is ``single``.
     kv_window : int
         With ``refill``: newest tokens whose K/V droppable layers keep.
     n_ctx : int

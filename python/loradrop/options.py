@@ -10,7 +10,7 @@ from loradrop._core import Corrector, CorrectorError, Model
 from loradrop.checks import check_choice, check_float, check_int
 
 REFRESH_POLICIES = ("single", "refill")
-DEFAULT_REFRESH = "refill"
+DEFAULT_REFRESH = "single"  # the faster one on a CPU; see README.md
 DEFAULT_K = 3
 MAX_K = 2**20
 MAX_INT32 = 2**31 - 1
