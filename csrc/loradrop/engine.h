@@ -37,9 +37,9 @@ class engine {
     int  decode(const llama_batch & batch);
     void reserve();
     void enter_variant();
-    void count_build() { ++counts.graph_builds[step]; }
+    void count_build() { ++counts.graph_builds[entered]; }
 
-    const graph_plan * plan() const { return &plans[step]; }
+    const graph_plan * plan() const { return &plans[entered]; }
 
     const drop_memory & memory() const { return *mem; }
 
@@ -81,7 +81,7 @@ class engine {
     // of the LoRA step while the full step's are in the context, and the other way round
     ggml_backend_sched_ptr other_sched;
     llm_graph_result_ptr   other_graph;
-    step_kind              step    = full_step;  // that a graph is built for
+    step_kind              step    = full_step;  // that the present pass takes
     step_kind              entered = full_step;  // whose graph and scheduler are in the context
 
     engine_stats counts;

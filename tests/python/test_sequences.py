@@ -1,0 +1,103 @@
+"""Operations on sequences: caches, schedule and reuse state follow together, as the reference's do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pair import Pair
+from reference import Entry
+from test_engine import POLICIES, REUSES, TEXT, corrector_for
+from tiny import Reuse, make_model
+
+N_LAYER = 8
+
+
+def make_pair(folder: Path, reuse: Reuse, refresh: str, kv_unified: bool = True) -> Pair:
+    model = make_model(n_layer=N_LAYER)
+    return Pair(
+        folder,
+        model,
+        corrector_for(model, reuse),
+        rho=0.5,
+        k=3,
+        refresh=refresh,
+        kv_window=6,
+        n_seq_max=3,
+        n_ctx=1536,
+        kv_unified=kv_unified,
+    )
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_copy_goes_on_by_itself(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool) -> None:
+    pair = make_pair(tmp_path, reuse, refresh, kv_unified)
+    pair.decode(Entry(0, TEXT[:9]))
+    for i in range(9, 40):
+        if i in (10, 15, 20):  # at different phases
+            pair.engine.seq_rm(1)
+            pair.engine.seq_cp(0, 1)
+            pair.reference.sequences[1] = copy.deepcopy(pair.reference.sequences[0])
+            pair.decode(Entry(1, [TEXT[i + 100]]))
+        pair.decode(Entry(0, [TEXT[i]]), Entry(1, [TEXT[i + 50]])) if i > 10 else pair.decode(Entry(0, [TEXT[i]]))
+
+
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
+    pair = make_pair(tmp_path, reuse, refresh)
+    pair.decode(Entry(0, TEXT[:9]))
+    seen = [copy.deepcopy(pair.reference.sequences[0])]
+    for token in TEXT[9:12]:
+        pair.decode(Entry(0, [token]))
+        seen.append(copy.deepcopy(pair.reference.sequences[0]))
+    assert pair.reference.last_step == "lora"
+    for n_kept in (2, 1, 0):
+        pair.engine.seq_rm(0, 9 + n_kept)
+        pair.reference.sequences[0] = copy.deepcopy(seen[n_kept])
+        pair.reference.sequences[0].previous_logits_wanted = False  # the next token was not sampled from these
+        pair.decode(Entry(0, [TEXT[60 + n_kept]]))
+        assert pair.reference.last_step == "full"
+        # back to where the tail was cut, for the next one
+        pair.engine.seq_rm(0)
+        del pair.reference.sequences[0]
+        pair.decode(Entry(0, TEXT[:9]))
+        for token in TEXT[9:12]:
+            pair.decode(Entry(0, [token]))
+
+
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_saved_state_goes_on_elsewhere(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
+    here, there = (make_pair(tmp_path, reuse, refresh) for _ in range(2))
+    here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
+    for i in range(9, 30):
+        here.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
+    there.engine.load_state(here.engine.save_state())
+    there.reference.sequences = copy.deepcopy(here.reference.sequences)
+    for i in range(30, 50):
+        there.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
+
+
+def test_a_state_of_another_point_is_refused(tmp_path: Path) -> None:
+    here, there = make_pair(tmp_path, "segment", "refill"), make_pair(tmp_path, "segment", "single")
+    here.decode(Entry(0, TEXT[:9]))
+    with pytest.raises(ValueError, match="refresh policy"):
+        there.engine.load_state(here.engine.save_state())
+    (logits,) = there.decode(Entry(0, TEXT[:9]))
+    assert logits is not None and np.isfinite(logits).all()
+
+
+def test_a_second_request_after_clear_starts_anew(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "anchor-state", "refill")
+    for _ in range(2):
+        pair.decode(Entry(0, TEXT[:9]))
+        for token in TEXT[9:20]:
+            pair.decode(Entry(0, [token]))
+        pair.engine.clear()
+        pair.reference.sequences.clear()
