@@ -104,7 +104,7 @@ def test_generate_json(drop: Path) -> None:
     result = generate(drop, "--raw", "--temperature", 0, "--json")
     answer = json.loads(result.stdout)
     assert answer["text"] == completion(drop)
-    assert (answer["rho"], answer["k"], answer["refresh"]) == (0.5, 3, "refill")
+    assert (answer["rho"], answer["k"], answer["refresh"]) == (0.5, 3, "single")
     assert answer["dropped_layers"] == [2, 3, 4]
     assert answer["finish_reason"] == "length"
     assert (answer["stats"]["lora_steps"], answer["stats"]["refresh_steps"]) == (15, 4)
