@@ -88,6 +88,8 @@ void register_errors(py::module_ & m) {
             raise(decode, e.what());
         } catch (const engine_abort & e) {
             raise(root, std::string("a check inside the engine failed: ") + e.what());
+        } catch (const std::invalid_argument & e) {
+            raise(PyExc_ValueError, e.what());  // as pybind11 does, but for the bytes
         }
     });
 }

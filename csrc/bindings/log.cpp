@@ -38,9 +38,6 @@ std::string logged_errors() {
     while (!out.empty() && out.back() == '\n') {
         out.pop_back();
     }
-    for (char & c : out) {
-        c = static_cast<unsigned char>(c) < 0x80 ? c : '?';  // what it quotes of a damaged file may not be text
-    }
     return out;
 }
 

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loradrop._core import Model, ModelError
 from loradrop.completion import token_text, usage
-from loradrop.pieces import FinishReason, Piece, TextToken
+from loradrop.pieces import FinishReason, Piece, TextToken, join_pieces
 from loradrop.responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -163,8 +163,7 @@ class ChatShape:
 
     def whole(self, pieces: Iterable[Piece]) -> ChatCompletion:
         """Return the chat completion that the pieces make."""
-        all_pieces = list(pieces)
-        last = all_pieces[-1]
+        whole = join_pieces(pieces)
         return {
             "id": self._id,
             "object": "chat.completion",
@@ -173,15 +172,12 @@ class ChatShape:
             "choices": [
                 {
                     "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": "".join(piece.text for piece in all_pieces),
-                    },
-                    "logprobs": self._logprobs([t for piece in all_pieces for t in piece.tokens]),
-                    "finish_reason": last.finish_reason,
+                    "message": {"role": "assistant", "content": whole.text},
+                    "logprobs": self._logprobs(whole.tokens),
+                    "finish_reason": whole.finish_reason,
                 }
             ],
-            "usage": usage(self._n_prompt, last.n_tokens),
+            "usage": usage(self._n_prompt, whole.n_tokens),
         }
 
     def stream(self, pieces: Iterable[Piece]) -> Iterator[ChatCompletionChunk]:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 from loradrop._core import Model
-from loradrop.pieces import FinishReason, Piece, TextToken
+from loradrop.pieces import FinishReason, Piece, TextToken, join_pieces
 from loradrop.responses import Completion, CompletionChunk, CompletionLogprobs, Usage
 
 
@@ -49,12 +49,9 @@ class CompletionShape:
 
     def whole(self, pieces: Iterable[Piece]) -> Completion:
         """Return the completion that the pieces make."""
-        all_pieces = list(pieces)
-        last = all_pieces[-1]
-        text = self._echo + "".join(piece.text for piece in all_pieces)
-        tokens = [token for piece in all_pieces for token in piece.tokens]
-        chunk = self._chunk(text, tokens, last.finish_reason)
-        return {**chunk, "usage": usage(self._n_prompt, last.n_tokens)}
+        whole = join_pieces(pieces)
+        chunk = self._chunk(self._echo + whole.text, whole.tokens, whole.finish_reason)
+        return {**chunk, "usage": usage(self._n_prompt, whole.n_tokens)}
 
     def stream(self, pieces: Iterable[Piece]) -> Iterator[CompletionChunk]:
         """Yield a chunk for each piece."""

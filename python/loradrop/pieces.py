@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,6 +46,17 @@ class Piece:
     tokens: list[TextToken] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     n_tokens: int = 0
+
+
+def join_pieces(pieces: Iterable[Piece]) -> Piece:
+    """Return the whole text as one piece, with all its tokens and the reason why it ended."""
+    every = list(pieces)
+    return Piece(
+        text="".join(piece.text for piece in every),
+        tokens=[token for piece in every for token in piece.tokens],
+        finish_reason=every[-1].finish_reason,
+        n_tokens=every[-1].n_tokens,
+    )
 
 
 def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], max_tokens: int) -> Iterator[Piece]:
