@@ -34,6 +34,8 @@ class ChatTemplate:
         Jinja, as Hugging Face's tokenizers have it.
     bos_token, eos_token : str
         The texts of the special tokens.
+    tokenizer_adds_bos : bool
+        Whether the tokenizer puts the BOS token before a text; the template's own is then left out.
 
     Raises
     ------
@@ -41,7 +43,9 @@ class ChatTemplate:
         If the template does not parse.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(
+        self, source: str, *, bos_token: str = "", eos_token: str = "", tokenizer_adds_bos: bool = True
+    ) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
@@ -51,10 +55,11 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the model's chat template does not parse: {error}") from error
         self._bos_token = bos_token
+        self._tokenizer_adds_bos = tokenizer_adds_bos
         self._eos_token = eos_token
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Return the prompt, without a BOS token at its beginning.
+        """Return the prompt, without a BOS token at its beginning if the tokenizer adds one.
 
         Parameters
         ----------
@@ -83,8 +88,7 @@ class ChatTemplate:
             raise ValueError(f"messages: the model's chat template refuses them: {error}") from None
         except Exception as error:  # a template can raise whatever its expressions raise
             raise ModelError(f"the model's chat template fails: {error}") from error
-        # The tokenizer adds the BOS token.
-        return text.removeprefix(self._bos_token) if self._bos_token else text
+        return text.removeprefix(self._bos_token) if self._tokenizer_adds_bos else text
 
 
 class RefusedMessages(Exception):
@@ -106,7 +110,7 @@ def model_template(model: Model) -> ChatTemplate:
             "create_completion(), or take an instruction-tuned model"
         )
     texts = [token_text(model, token) if token >= 0 else "" for token in (model.bos_token, model.eos_token)]
-    return ChatTemplate(source, bos_token=texts[0], eos_token=texts[1])
+    return ChatTemplate(source, bos_token=texts[0], eos_token=texts[1], tokenizer_adds_bos=model.add_bos)
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import pytest
 
 import tiny
 from loradrop import Llama, ModelError
-from loradrop.chat import ChatTemplate, check_messages
+from loradrop._core import Model
+from loradrop.chat import ChatTemplate, check_messages, model_template
 
 MESSAGES = [
     {"role": "system", "content": "be short"},
@@ -53,9 +54,20 @@ def test_template_behaves_as_hugging_faces() -> None:
     assert text == '{"role": "user", "content": "<é>"}4</s>'
 
 
-def test_bos_is_left_to_the_tokenizer() -> None:
-    template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}", bos_token="<s>")
-    assert template.render(MESSAGES) == "be short"
+@pytest.mark.parametrize(("adds_bos", "expected"), [(True, "be short"), (False, "<s>be short")])
+def test_there_is_one_bos(adds_bos: bool, expected: str) -> None:
+    source = "{{ bos_token }}{{ messages[0].content }}"
+    template = ChatTemplate(source, bos_token="<s>", tokenizer_adds_bos=adds_bos)
+    assert template.render(MESSAGES) == expected
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_model_decides_who_adds_bos(tmp_path: Path, adds_bos: bool) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny.write_gguf(path, tiny.make_model(), chat_template="{{ bos_token }}{{ messages[0].content }}", add_bos=adds_bos)
+    model = Model(str(path))
+    text = model_template(model).render(MESSAGES)
+    assert model.tokenize(text.encode(), True, True)[:2].count(tiny.BOS) == 1
 
 
 def test_template_refuses_messages() -> None:

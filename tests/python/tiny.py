@@ -231,7 +231,8 @@ def write_gguf(
     corrector: TinyCorrector | None = None,
     weight_type: Literal["f32", "f16"] = "f32",
     corrector_type: TensorType = "f32",
-    chat_template: bool = False,
+    chat_template: bool | str = False,
+    add_bos: bool = True,
 ) -> None:
     """Write the model as GGUF, with the corrector inside if there is one.
 
@@ -241,8 +242,10 @@ def write_gguf(
         Type of the model's matrices; vectors are always F32.
     corrector_type : {"f32", "f16", "q8_0"}
         Type of the corrector's matrices, as in `write_sidecar`.
-    chat_template : bool
-        Whether the tokenizer gets `CHAT_TEMPLATE`.
+    chat_template : bool or str
+        Whether the tokenizer gets `CHAT_TEMPLATE`, or the one it gets.
+    add_bos : bool
+        Whether the tokenizer puts BOS before a text.
     """
     from gguf import GGUFWriter
 
@@ -260,7 +263,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(model.rms_eps)
     writer.add_rope_dimension_count(model.n_embd // model.n_head)
     writer.add_rope_freq_base(model.rope_base)
-    _add_tokenizer(writer, chat_template)
+    _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
     _add_tensors(writer, model.tensors, weight_type)
     if corrector is not None:
         _add_corrector(writer, corrector, corrector_type)
@@ -356,7 +359,7 @@ def _add_corrector(writer: GGUFWriter, corrector: TinyCorrector, tensor_type: Te
     _add_tensors(writer, corrector.tensors, tensor_type)
 
 
-def _add_tokenizer(writer: GGUFWriter, chat_template: bool) -> None:
+def _add_tokenizer(writer: GGUFWriter, chat_template: str | None, add_bos: bool) -> None:
     from gguf import TokenType
 
     pieces = vocabulary()
@@ -370,9 +373,9 @@ def _add_tokenizer(writer: GGUFWriter, chat_template: bool) -> None:
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(UNK)
-    writer.add_add_bos_token(True)
-    if chat_template:
-        writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_add_bos_token(add_bos)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
 
 
 def _finish(writer: GGUFWriter) -> None:
