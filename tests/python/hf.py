@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,8 @@ def half_split(weight: FloatArray, n_head: int) -> FloatArray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def transformers_logits(model: TinyModel, tokens: Sequence[int]) -> FloatArray:
-    """Logits [n_tokens, n_vocab] of a text; skips the test where transformers is not installed."""
+def transformers_model(model: TinyModel) -> Any:
+    """Return the model as a transformers one; skips the test where transformers is not installed."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config_class, model_class = {
@@ -64,6 +65,14 @@ def transformers_logits(model: TinyModel, tokens: Sequence[int]) -> FloatArray:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     other = model_class(config).to(torch.float32).eval()
     other.load_state_dict(state)
+    return other
+
+
+def transformers_logits(model: TinyModel, tokens: Sequence[int]) -> FloatArray:
+    """Return logits [n_tokens, n_vocab] of a text."""
+    other = transformers_model(model)
+    import torch
+
     with torch.no_grad():
         logits: FloatArray = other(torch.tensor([list(tokens)])).logits[0].numpy()
     return logits

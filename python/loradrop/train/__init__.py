@@ -1,0 +1,1 @@
+"""Training of correctors by distillation; needs the extra ``train``."""

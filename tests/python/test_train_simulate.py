@@ -1,0 +1,115 @@
+"""What the trainer simulates is what the engine decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf import transformers_model
+from loradrop._core import Context, Corrector, Model
+from tiny import Arch, Reuse, TinyCorrector, make_corrector, make_model, write_gguf
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from loradrop.train.decoder import LayeredDecoder  # noqa: E402
+from loradrop.train.modules import layer_runs, segment_run  # noqa: E402
+from loradrop.train.simulate import Frozen, Run, simulate  # noqa: E402
+from loradrop.train.timeline import Timeline  # noqa: E402
+
+N_PROMPT = 9
+N_TOKENS = 70
+LAYERS = {"block": [2, 3, 4], "spread": [4, 1, 6]}
+SEGMENT = (2, 5)
+N_LAYER = 8
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def engine_logits(path: Path, tokens: list[int], rho: float, k: int, refresh: str, window: int) -> dict[int, np.ndarray]:
+    """Return logits by position, for the tokens after the prompt."""
+    model = Model(str(path))
+    corrector = Corrector.load(str(path), model)
+    context = Context(
+        model,
+        n_ctx=256,
+        flash_attn="off",
+        type_k="f32",
+        type_v="f32",
+        corrector=corrector,
+        rho=rho,
+        k=k,
+        refresh=refresh,
+        kv_window=window,
+    )
+    context.decode(tokens[:N_PROMPT])
+    out = {}
+    for position in range(N_PROMPT, len(tokens)):
+        context.decode([tokens[position]])
+        out[position] = context.logits().copy()
+    return out
+
+
+def runs_of(corrector: TinyCorrector, n_embd: int) -> list[Run]:
+    scale = corrector.alpha / corrector.rank
+    if corrector.segments:
+        return [segment_run(corrector.segments, 0, n_embd, corrector.rank, scale, corrector.tensors)]
+    return layer_runs(corrector.reuse, corrector.layers, n_embd, corrector.rank, scale, corrector.tensors)
+
+
+@pytest.mark.parametrize("refresh", ["single", "refill"])
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("window", [4, 1000])
+@pytest.mark.parametrize(
+    ("reuse", "where"),
+    [
+        ("previous-state", "block"),
+        ("previous-state", "spread"),
+        ("anchor-state", "spread"),
+        ("anchor-delta", "block"),
+        ("anchor-delta", "spread"),
+        ("segment", "block"),
+    ],
+)
+def test_simulation_equals_engine(
+    tmp_path: Path, reuse: Reuse, where: str, k: int, refresh: str, window: int, arch: Arch = "llama"
+) -> None:
+    model = make_model(arch, n_layer=N_LAYER)
+    if reuse == "segment":
+        corrector = make_corrector(model, reuse, segments=[SEGMENT])
+        n_drop = SEGMENT[1] - SEGMENT[0] + 1
+    else:
+        corrector = make_corrector(model, reuse, LAYERS[where])
+        n_drop = len(LAYERS[where])
+    write_gguf(tmp_path / "model.gguf", model, corrector)
+    tokens = np.random.default_rng(3).integers(3, model.n_vocab, N_TOKENS).tolist()
+
+    decoder = LayeredDecoder(transformers_model(model))
+    timeline = Timeline(N_TOKENS, N_PROMPT, k, refresh, window)
+    with torch.no_grad():
+        hidden = simulate(decoder, runs_of(corrector, model.n_embd), torch.tensor([tokens]), timeline)
+        logits = decoder.logits(hidden)[0].numpy()
+    positions = timeline.lora if refresh == "refill" else timeline.position
+
+    engine = engine_logits(tmp_path / "model.gguf", tokens, n_drop / N_LAYER, k, refresh, window)
+    for row, position in zip(logits, positions.tolist(), strict=True):
+        if position >= N_PROMPT:
+            expected = engine[position]
+            assert np.abs(row - expected).max() < TOLERANCE * np.abs(expected).max(), position
+
+
+@pytest.mark.parametrize("refresh", ["single", "refill"])
+def test_frozen_states_change_nothing(refresh: str) -> None:
+    model = make_model(n_layer=N_LAYER)
+    runs = runs_of(make_corrector(model, "segment", segments=[SEGMENT]), model.n_embd)
+    tokens = torch.tensor(np.random.default_rng(4).integers(3, model.n_vocab, (2, N_TOKENS)))
+    decoder = LayeredDecoder(transformers_model(model))
+    timeline = Timeline(N_TOKENS, N_PROMPT, 3, refresh)
+    with torch.no_grad():
+        expected = simulate(decoder, runs, tokens, timeline)
+        states = [decoder.embed(tokens)]
+        for i in range(N_LAYER):
+            states.append(decoder.layer(i, states[-1], timeline.position))
+        actual = simulate(decoder, runs, tokens, timeline, Frozen(states[SEGMENT[0]], states[SEGMENT[1] + 1]))
+    torch.testing.assert_close(actual, expected)
