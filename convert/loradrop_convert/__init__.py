@@ -1,0 +1,1 @@
+"""Tools that read, check and write correctors, and join them with models: GGUF, safetensors, PyTorch."""

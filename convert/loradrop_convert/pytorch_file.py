@@ -1,0 +1,57 @@
+"""Tensors of PyTorch files. PyTorch is imported only here, and only data is unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loradrop._core import CorrectorError
+from loradrop_convert.corrector import FloatArray
+
+
+def read_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, FloatArray]:
+    """Return those tensors of a file whose names are wanted, as float32.
+
+    Raises
+    ------
+    CorrectorError
+        If PyTorch is not installed, or the file is not a state dict that can be read safely.
+    """
+    torch = _import_torch(path)
+    state = _load(torch, path)
+    if not isinstance(state, dict):
+        raise CorrectorError(f"{path}: holds a {type(state).__name__}, expected a state dict")
+    tensors = {}
+    for name, tensor in state.items():
+        if isinstance(name, str) and wanted(name):
+            if not isinstance(tensor, torch.Tensor):
+                raise CorrectorError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
+            tensors[name] = np.asarray(tensor.detach().to(torch.float32).numpy())
+    return tensors
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise CorrectorError(
+            f"{path}: reading PyTorch files needs PyTorch, which is not installed; "
+            "pip install loradrop[train], or save the checkpoint as safetensors"
+        ) from error
+
+
+def _load(torch: Any, path: Path) -> Any:
+    options = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            return torch.load(path, mmap=True, **options)  # base weights beside it are then not read
+        except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
+            return torch.load(path, **options)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CorrectorError(f"{path}: not a PyTorch file that can be read safely: {first}") from error
