@@ -89,6 +89,11 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
     params.abort_callback_data  = this;
     params.lora_drop            = drop;
     check_memory(*base->get(), params);
+    if (!options.capture.empty()) {
+        capture                  = std::make_unique<state_capture>(options.capture, *base->get());
+        params.cb_eval           = state_capture::on_node;
+        params.cb_eval_user_data = capture.get();
+    }
 
     n_threads = params.n_threads;
 
@@ -203,6 +208,9 @@ void context::decode(const batch_request & request) {
                                id_pointers.data(),
                                request.outputs ? outputs.data() : nullptr};
 
+    if (capture) {
+        capture->begin();
+    }
     int status;
     clear_logged_errors();
     stop              = false;
@@ -223,6 +231,9 @@ void context::decode(const batch_request & request) {
 
     switch (status) {
         case 0:
+            if (capture) {
+                capture->finish(ids);
+            }
             return;
         case 1:
             throw context_full_error("no room for " + std::to_string(n) +
@@ -237,6 +248,14 @@ void context::decode(const batch_request & request) {
         default:
             throw decode_error("the decode failed: " + logged_errors());
     }
+}
+
+const state_capture & context::states() const {
+    get();
+    if (!capture) {
+        throw std::invalid_argument("the context was made without capture");
+    }
+    return *capture;
 }
 
 const float * context::logits(int32_t i) {

@@ -4,6 +4,7 @@
 #include "model.h"
 
 #include "loradrop/loradrop.h"
+#include "loradrop/state_capture.h"
 
 #include "ggml-cpu.h"
 
@@ -28,6 +29,8 @@ struct context_options {
     std::string type_k;
     std::string type_v;
     bool        kv_unified;
+
+    std::vector<int32_t> capture;  // layers whose outputs can be read after a decode
 };
 
 struct batch_request {
@@ -51,6 +54,9 @@ class context {
 
     // The logits [n_vocab] of output i, -1 for the last. Throws std::out_of_range.
     const float * logits(int32_t i);
+
+    // What the last decode has left of the captured layers. Throws std::invalid_argument when there are none.
+    const state_capture & states() const;
 
     // Asks a decode that runs on another thread to stop.
     void abort() { stop = true; }
@@ -77,6 +83,7 @@ class context {
         void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
     };
 
+    std::unique_ptr<state_capture>                       capture;  // null when nothing is captured
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads;
     llama_context_ptr                                    handle;
 

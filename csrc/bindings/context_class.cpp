@@ -98,6 +98,13 @@ static py::array_t<float> logits(context & self, int32_t i) {
     return out;
 }
 
+static py::array_t<float> states(const context & self, int32_t layer) {
+    const state_capture & capture = self.states();
+    py::array_t<float>    out({capture.n_tokens(), capture.n_embd});
+    capture.copy(layer, out.mutable_data());
+    return out;
+}
+
 static py::bytes save_state(const context & self) {
     const abort_guard    guard;
     std::vector<uint8_t> data(llama_state_get_size(self.get()));
@@ -125,13 +132,17 @@ With a corrector, rho > 0 and k > 0, decode() chooses between full and LoRA step
 of its sequences brings one token, has had a full step, fewer than k LoRA steps since, and the logits of its previous
 token were asked for; every other batch is a full step.
 
+capture names layers whose outputs states() gives after a decode, -1 for the input of layer 0; the last layer cannot be
+captured, for it computes only tokens whose logits were asked for.
+
 Raises ValueError for a bad argument, UnsupportedError for a model that LoRA-Drop cannot serve, RuntimeError for lack
 of memory.
 )doc")
         .def(py::init([](std::shared_ptr<model> base, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
                          std::string type_k, std::string type_v, bool kv_unified, std::shared_ptr<corrector> c,
-                         double rho, int64_t k, const std::string & refresh, int32_t kv_window) {
+                         double rho, int64_t k, const std::string & refresh, int32_t kv_window,
+                         std::vector<int32_t> capture) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
                  }
@@ -139,14 +150,15 @@ of memory.
                  return std::make_unique<context>(
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
-                                     std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified},
+                                     std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified,
+                                     std::move(capture)},
                      drop ? &*drop : nullptr);
              }),
              py::arg("model"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512, py::arg("n_ubatch") = 512,
              py::arg("n_seq_max") = 1, py::arg("n_threads") = 0, py::arg("n_threads_batch") = 0,
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("kv_unified") = true, py::arg("corrector") = py::none(), py::arg("rho") = 0.0, py::arg("k") = 0,
-             py::arg("refresh") = "single", py::arg("kv_window") = 64)
+             py::arg("refresh") = "single", py::arg("kv_window") = 64, py::arg("capture") = std::vector<int32_t>{})
         .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })
@@ -176,6 +188,10 @@ of memory.
             "DecodeAborted, DecodeError or ValueError; after each of them the context can be used.")
         .def("logits", logits, py::arg("i") = -1,
              "The logits, float32 [n_vocab], of the token at index i of the last batch, -1 for the last output.")
+        .def("states", states, py::arg("layer"),
+             "A captured layer's output, float32 [n_tokens, n_embd], for the tokens of the last decode in their order. "
+             "After a LoRA step that of a dropped layer is its replacement; layers inside a run that is replaced as "
+             "one have none. Tokens that a refill replays are not among them. Raises ValueError.")
         .def("clear", [](context & self) { llama_memory_clear(self.memory(), false); })
         .def(
             "seq_rm",

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
     register_corrector(m);
     register_context(m);
     register_sampler(m);
+    register_quantize(m);
 }

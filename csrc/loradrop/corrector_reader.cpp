@@ -31,6 +31,16 @@ std::vector<int64_t> dims_of(const ggml_tensor * t) {
     return {t->ne, t->ne + ggml_n_dims(t)};
 }
 
+// Dimensions that are not named are 1, as in the file.
+bool has_shape(const ggml_tensor * t, const std::vector<int64_t> & ne) {
+    for (size_t i = 0; i < GGML_MAX_DIMS; ++i) {
+        if (t->ne[i] != (i < ne.size() ? ne[i] : 1)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 std::string layout_hash(const llama_model & model) {
@@ -320,11 +330,10 @@ class corrector_reader {
         if (!t) {
             fail("tensor " + name + " is missing");
         }
-        const bool vector = ne.size() == 1;
-        if (dims_of(t) != ne && !(vector && t->ne[0] == ne[0] && ggml_nrows(t) == 1)) {
+        if (!has_shape(t, ne)) {
             fail("tensor " + name + " has shape " + shape_of(dims_of(t)) + ", expected " + shape_of(ne));
         }
-        if (vector && t->type != GGML_TYPE_F32) {
+        if (ne.size() == 1 && t->type != GGML_TYPE_F32) {
             fail("tensor " + name + " has type " + ggml_type_name(t->type) + ", expected f32");
         }
         checked.insert(name);

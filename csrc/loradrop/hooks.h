@@ -69,7 +69,7 @@ class step_graph;
 
 const graph_plan * current_plan(const engine & e);
 
-// Null when the parameters carry no plan.
+// Null when the parameters carry neither a plan nor a capture.
 std::shared_ptr<step_graph> begin_graph(const llm_graph_params & params);
 
 // The cells of droppable layers that the present ubatch writes; null in a LoRA step, which writes none.
@@ -87,7 +87,8 @@ bool skips_layer(const step_graph & g, int il);
 // Stands for the attention output of a layer that does not run; has its shape and is never computed.
 ggml_tensor * unused_attention(step_graph & g, ggml_tensor * wo, ggml_tensor * q_cur, ggml_tensor * v_cur);
 
-// Called with each layer's output. Full step: keeps what the reuse rule needs. LoRA step: replaces it.
+// Called with each layer's output. Full step: keeps what the reuse rule needs. LoRA step: replaces it. In both it is
+// noted when it is captured.
 ggml_tensor * layer_output(step_graph & g, ggml_tensor * cur, int il);
 
 // Called when the model's graph is complete.

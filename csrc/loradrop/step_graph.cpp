@@ -9,12 +9,22 @@
 
 namespace loradrop {
 
-step_graph::step_graph(const llm_graph_params & params) :
-    plan(*params.drop), params(params), res(params.res), ctx(params.res->get_ctx()), gf(params.res->get_gf()) {
+step_graph::step_graph(const llm_graph_params & params, state_capture * capture) :
+    plan(params.drop), params(params), res(params.res), ctx(params.res->get_ctx()), gf(params.res->get_gf()) {
+    if (capture) {
+        auto input = std::make_unique<captured_tensors>(*capture, params.ubatch.n_tokens);
+        captured   = input.get();
+        res->add_input(std::move(input));
+    }
+}
+
+// Null when layer il runs in every step.
+const reuse_run * step_graph::run_of(int il) const {
+    return plan ? plan->runs->run_of(il) : nullptr;
 }
 
 const llama_kv_cache_context * step_graph::droppable_cells() const {
-    if (plan.lora_step) {
+    if (!plan || plan->lora_step) {
         return nullptr;
     }
     return droppable_of(params.mctx);
@@ -26,11 +36,11 @@ void step_graph::add_droppable_input(std::unique_ptr<llm_graph_input_attn_kv> in
 }
 
 llm_graph_input_attn_kv * step_graph::attention_input(llm_graph_input_attn_kv * kept, int il) const {
-    return plan.runs->run_of(il) ? droppable_input : kept;
+    return run_of(il) ? droppable_input : kept;
 }
 
 bool step_graph::skips_layer(int il) const {
-    return plan.lora_step && plan.runs->run_of(il);
+    return run_of(il) && plan->lora_step;
 }
 
 ggml_tensor * step_graph::unused_attention(ggml_tensor * wo, ggml_tensor * q_cur, ggml_tensor * v_cur) {
@@ -40,8 +50,8 @@ ggml_tensor * step_graph::unused_attention(ggml_tensor * wo, ggml_tensor * q_cur
 
 const slot_inputs & step_graph::slots() {
     if (!has_slots) {
-        has_slots    = true;
-        auto input   = std::make_unique<slot_input>(ctx, *plan.runs, params.ubatch, plan.lora_step, plan.single_slot);
+        has_slots  = true;
+        auto input = std::make_unique<slot_input>(ctx, *plan->runs, params.ubatch, plan->lora_step, plan->single_slot);
         slot_tensors = input->tensors;
         res->add_input(std::move(input));
     }
@@ -57,15 +67,16 @@ void step_graph::check_layer_output(const ggml_tensor * cur, int il) const {
     }
 }
 
-ggml_tensor * step_graph::layer_output(ggml_tensor * cur, int il) {
-    const reuse_run * run = plan.runs->run_of(il);
+// What follows layer il: at the end of a dropped run in a LoRA step its replacement, else the layer's output.
+ggml_tensor * step_graph::run_output(ggml_tensor * cur, int il) {
+    const reuse_run * run = run_of(il);
     if (run && run->span.last == il) {
         const auto input = run_inputs.find(run->span.first);
         if (input == run_inputs.end()) {
             throw unsupported_error("layer " + std::to_string(run->span.first - 1) +
                                     " does not name its output; use rho = 0");
         }
-        if (plan.lora_step) {
+        if (plan->lora_step) {
             cur = build_lora_step(ctx, gf, *run, slots(), input->second);
         } else {
             check_layer_output(cur, il);
@@ -73,21 +84,35 @@ ggml_tensor * step_graph::layer_output(ggml_tensor * cur, int il) {
         }
         ++n_runs_done;
     }
-    if (const reuse_run * next = plan.runs->run_after(il)) {
+    if (const reuse_run * next = plan->runs->run_after(il)) {
         check_layer_output(cur, il);
         run_inputs[next->span.first] = cur;
     }
     return cur;
 }
 
-void step_graph::finish() {
-    if (n_runs_done != plan.runs->runs().size()) {
-        throw unsupported_error("the model's graph names the outputs of only " + std::to_string(n_runs_done) + " of " +
-                                std::to_string(plan.runs->runs().size()) + " dropped runs; use rho = 0");
+ggml_tensor * step_graph::layer_output(ggml_tensor * cur, int il) {
+    if (plan) {
+        cur = run_output(cur, il);
     }
-    if (plan.lora_step) {
+    if (captured) {
+        captured->add(il, cur);  // inside a replaced run too, where it will not be computed
+    }
+    return cur;
+}
+
+void step_graph::finish() {
+    if (plan && n_runs_done != plan->runs->runs().size()) {
+        throw unsupported_error("the model's graph names the outputs of only " + std::to_string(n_runs_done) + " of " +
+                                std::to_string(plan->runs->runs().size()) + " dropped runs; use rho = 0");
+    }
+    if (plan && plan->lora_step) {
         prune_graph(gf);
-        check_layers_absent(gf, *plan.runs);
+        check_layers_absent(gf, *plan->runs);
+    }
+    if (captured) {
+        captured->add_first_input(*res);
+        captured->check_complete();
     }
 }
 
@@ -96,7 +121,8 @@ void step_graph::finish() {
 //
 
 std::shared_ptr<step_graph> begin_graph(const llm_graph_params & params) {
-    return params.drop ? std::make_shared<step_graph>(params) : nullptr;
+    state_capture * capture = state_capture::of(params.cparams);
+    return params.drop || capture ? std::make_shared<step_graph>(params, capture) : nullptr;
 }
 
 const llama_kv_cache_context * droppable_cells(const step_graph & g) {

@@ -1,8 +1,10 @@
-// Derives the two variants of a model's graph while llama.cpp's own model code builds it.
+// Derives the two variants of a model's graph while llama.cpp's own model code builds it, and notes the tensors that
+// are captured.
 #pragma once
 
 #include "loradrop/hooks.h"
 #include "loradrop/reuse_ops.h"
+#include "loradrop/state_capture.h"
 
 #include "llama-graph.h"
 
@@ -19,7 +21,8 @@ struct graph_plan {
 
 class step_graph {
   public:
-    explicit step_graph(const llm_graph_params & params);
+    // capture: null when nothing is captured
+    step_graph(const llm_graph_params & params, state_capture * capture);
 
     const llama_kv_cache_context * droppable_cells() const;
     void                           add_droppable_input(std::unique_ptr<llm_graph_input_attn_kv> input);
@@ -33,14 +36,17 @@ class step_graph {
     void finish();
 
   private:
+    const reuse_run *   run_of(int il) const;
     const slot_inputs & slots();
+    ggml_tensor *       run_output(ggml_tensor * cur, int il);
     void                check_layer_output(const ggml_tensor * cur, int il) const;
 
-    const graph_plan &           plan;
+    const graph_plan *           plan;  // null: every layer runs
     const llm_graph_params &     params;
     llm_graph_result *           res;
     ggml_context *               ctx;
     ggml_cgraph *                gf;
+    captured_tensors *           captured        = nullptr;
     llm_graph_input_attn_kv *    droppable_input = nullptr;
     slot_inputs                  slot_tensors;
     bool                         has_slots = false;

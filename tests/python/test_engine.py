@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_points(tmp_path: Path, reuse: Reuse, refresh: str, rho: float, k: int, 
     model = make_model(n_layer=N_LAYER, seed=k)
     pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=rho, k=k, refresh=refresh, kv_window=7)
     run(pair, n_prompt, 60)
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_smallest_correctors(tmp_path: Path, reuse: Reuse) -> None:
+    model = make_model(n_layer=N_LAYER)
+    place: dict[str, Any] = {"segments": [(2, 5)]} if reuse == "segment" else {"layers": [2, 3, 4, 5]}
+    corrector = make_corrector(model, reuse, rank=1, hidden=1, **place)
+    run(Pair(tmp_path, model, corrector, rho=0.5, k=3), 5, 20)
 
 
 @pytest.mark.parametrize("kv_window", [0, 1, 4, 16, 1000])

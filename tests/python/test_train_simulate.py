@@ -14,7 +14,7 @@ from tiny import Arch, Reuse, TinyCorrector, make_corrector, make_model, write_g
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from loradrop.train.decoder import LayeredDecoder  # noqa: E402
+from loradrop.train.decoder import KeysAndValues, LayeredDecoder  # noqa: E402
 from loradrop.train.modules import layer_runs, segment_run  # noqa: E402
 from loradrop.train.simulate import Frozen, Run, simulate  # noqa: E402
 from loradrop.train.timeline import Timeline  # noqa: E402
@@ -27,7 +27,9 @@ N_LAYER = 8
 TOLERANCE = 1e-4  # of the largest logit
 
 
-def engine_logits(path: Path, tokens: list[int], rho: float, k: int, refresh: str, window: int) -> dict[int, np.ndarray]:
+def engine_logits(
+    path: Path, tokens: list[int], rho: float, k: int, refresh: str, window: int
+) -> dict[int, np.ndarray]:
     """Return logits by position, for the tokens after the prompt."""
     model = Model(str(path))
     corrector = Corrector.load(str(path), model)
@@ -99,17 +101,22 @@ def test_simulation_equals_engine(
             assert np.abs(row - expected).max() < TOLERANCE * np.abs(expected).max(), position
 
 
+@pytest.mark.parametrize("with_kv", [False, True])
 @pytest.mark.parametrize("refresh", ["single", "refill"])
-def test_frozen_states_change_nothing(refresh: str) -> None:
+def test_frozen_states_change_nothing(refresh: str, with_kv: bool) -> None:
     model = make_model(n_layer=N_LAYER)
     runs = runs_of(make_corrector(model, "segment", segments=[SEGMENT]), model.n_embd)
     tokens = torch.tensor(np.random.default_rng(4).integers(3, model.n_vocab, (2, N_TOKENS)))
     decoder = LayeredDecoder(transformers_model(model))
     timeline = Timeline(N_TOKENS, N_PROMPT, 3, refresh)
+    kv = {}
     with torch.no_grad():
         expected = simulate(decoder, runs, tokens, timeline)
         states = [decoder.embed(tokens)]
         for i in range(N_LAYER):
-            states.append(decoder.layer(i, states[-1], timeline.position))
-        actual = simulate(decoder, runs, tokens, timeline, Frozen(states[SEGMENT[0]], states[SEGMENT[1] + 1]))
+            kept = KeysAndValues()
+            states.append(decoder.layer(i, states[-1], timeline.position, kv=kept))
+            kv[i] = kept.new
+        frozen = Frozen(states[SEGMENT[0]], states[SEGMENT[1] + 1], kv if with_kv else {})
+        actual = simulate(decoder, runs, tokens, timeline, frozen)
     torch.testing.assert_close(actual, expected)

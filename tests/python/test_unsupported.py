@@ -27,7 +27,7 @@ def write_mamba(path: Path) -> None:
     writer.add_ssm_state_size(N_STATE)
     writer.add_ssm_time_step_rank(DT_RANK)
     writer.add_layer_norm_rms_eps(1e-5)
-    _add_tokenizer(writer, False)
+    _add_tokenizer(writer, None, True)
     rng = np.random.default_rng(0)
 
     def add(name: str, *shape: int) -> None:

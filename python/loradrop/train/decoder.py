@@ -61,6 +61,8 @@ class LayeredDecoder(nn.Module):
         self.n_embd = int(cast(Any, model).config.hidden_size)
         self.n_vocab = int(cast(Any, model).config.vocab_size)
         self._check()
+        keys = self._keys_of_one_token()
+        self.n_head_kv, self.n_embd_kv = keys.shape[1], keys.shape[1] * keys.shape[3]
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +109,15 @@ class LayeredDecoder(nn.Module):
         for index in range(self.n_layer):
             x = self.layer(index, x, positions)
         return x
+
+    @torch.no_grad()
+    def _keys_of_one_token(self) -> Tensor:
+        kv = KeysAndValues()
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self.layer(0, self.embed(zero), zero[0], kv=kv)
+        if kv.new is None:
+            raise ValueError("the attention of layer 0 does not hand its keys to a cache; the trainer cannot use it")
+        return kv.new[0]
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,14 @@ class Frozen:
     y : Tensor, optional
         Output of its last layer in the full model. With refill and a window that covers the text, these are the
         exact tokens' states.
+    kv : mapping of int to (Tensor, Tensor)
+        With `y` and a single run: K and V of all layers above it in the full model, so that the exact tokens need not
+        be run; or nothing.
     """
 
     x: Tensor
     y: Tensor | None = None
+    kv: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def simulate(
@@ -100,16 +105,19 @@ def _refill(
     lora, anchor = timeline.lora, timeline.anchor[timeline.lora]
     starts = {run.first: run for run in runs}
     exact, layer = (decoder.embed(tokens), 0) if frozen is None else (frozen.x, runs[0].first)
+    known = {} if frozen is None or frozen.y is None or len(runs) > 1 else frozen.kv
     x: Tensor | None = None  # the LoRA path; it leaves the exact tokens' at the first run
     while layer < decoder.n_layer:
         run = starts.get(layer)
         if run is None:
-            kept = KeysAndValues()
-            with torch.no_grad():
-                after = decoder.layer(layer, exact, timeline.position, timeline.causal, kept)
+            kv = known.get(layer)
+            if kv is None:
+                kept = KeysAndValues()
+                with torch.no_grad():
+                    exact = decoder.layer(layer, exact, timeline.position, timeline.causal, kept)
+                kv = kept.new
             if x is not None:
-                x = decoder.layer(layer, x, lora, timeline.refilled, KeysAndValues(kept.new))
-            exact = after
+                x = decoder.layer(layer, x, lora, timeline.refilled, KeysAndValues(kv))
             layer += 1
             continue
         before = exact

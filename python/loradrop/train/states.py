@@ -1,69 +1,38 @@
-"""A folder with the states that the full model gives for a set of texts: what training never changes."""
+"""The full model's states for a set of texts, by transformers."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from loradrop.train.decoder import LayeredDecoder
+from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
+from loradrop.train.decoder import KeysAndValues, LayeredDecoder
 
-F16_MAX = 65504.0
+KV = tuple[torch.Tensor, torch.Tensor]
 
 
-class StateStore:
-    """Texts and, for some layers, the layer's inputs; opened from a folder that `collect` has written.
+def key_name(layer: int) -> str:
+    """Return the name of a layer's keys in a store."""
+    return f"keys-{layer:03d}"
 
-    Parameters
-    ----------
-    folder : path
 
-    Attributes
-    ----------
-    tokens : int32 array [n_texts, n_tokens]
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished states.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
-        done = _n_done(self._folder)
-        if not done:
-            raise FileNotFoundError(f"{self._folder}: holds no states; make them with `loradrop train`")
-        self.tokens: NDArray[np.int32] = np.load(self._folder / "tokens.npy")[:done]
-
-    def __len__(self) -> int:
-        """Return the number of texts."""
-        return len(self.tokens)
-
-    def inputs(self, layer: int) -> NDArray[np.float16]:
-        """Return the inputs of a layer, float16 [n_texts, n_tokens, n_embd], mapped from disk.
-
-        ``layer`` = n_layer gives the last layer's output.
-        """
-        path = _layer_path(self._folder, layer)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: the inputs of layer {layer} were not kept")
-        states: NDArray[np.float16] = np.load(path, mmap_mode="r")[: len(self)]
-        return states
+def value_name(layer: int) -> str:
+    """Return the name of a layer's values in a store."""
+    return f"values-{layer:03d}"
 
 
 @torch.no_grad()
 def collect(
     decoder: LayeredDecoder,
-    tokens: NDArray[np.int32],
+    tokens: Tokens,
     layers: Sequence[int],
     folder: str | os.PathLike[str],
     *,
+    kv_layers: Sequence[int] = (),
     batch: int = 8,
     advance: Callable[[int], None] | None = None,
 ) -> StateStore:
@@ -76,70 +45,55 @@ def collect(
     layers : sequence of int
         0 to n_layer; n_layer stands for the last layer's output.
     folder : path
-        Made if needed. 2 bytes a number: n_texts x n_tokens x n_embd x layers x 2.
+        See `StateWriter`.
+    kv_layers : sequence of int
+        Layers whose K and V are kept too.
     batch : int
         Texts at once.
     advance : callable, optional
         Called with the number of texts done since the last call.
-
-    Raises
-    ------
-    ValueError
-        If the folder belongs to other texts, or a state does not fit into float16.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _start(folder, tokens)
-    shape = (*tokens.shape, decoder.n_embd)
-    files = {}
-    for layer in layers:
-        path = _layer_path(folder, layer)
-        files[layer] = open_memmap(path, "r+" if path.exists() else "w+", np.float16, None if path.exists() else shape)
-    while done < len(tokens):
-        ids = torch.from_numpy(tokens[done : done + batch].astype(np.int64)).to(decoder.device)
-        positions = torch.arange(ids.shape[1], device=decoder.device)
-        x = decoder.embed(ids)
-        for layer in range(max(layers) + 1):
-            if layer in files:
-                files[layer][done : done + len(ids)] = _as_f16(x, layer)
-            if layer < decoder.n_layer:
-                x = decoder.layer(layer, x, positions)
-        done += len(ids)
-        for file in files.values():
-            file.flush()
-        _write_done(folder, done)
+    widths = {inputs_name(layer): decoder.n_embd for layer in layers}
+    for layer in kv_layers:
+        widths |= {key_name(layer): decoder.n_embd_kv, value_name(layer): decoder.n_embd_kv}
+    writer = StateWriter(folder, tokens, widths)
+    if writer.done and advance is not None:
+        advance(writer.done)
+    while writer.done < len(tokens):
+        ids = torch.from_numpy(tokens[writer.done : writer.done + batch].astype(np.int64)).to(decoder.device)
+        writer.append(_states_of(decoder, ids, set(layers), set(kv_layers)))
         if advance is not None:
             advance(len(ids))
     return StateStore(folder)
 
 
-def _as_f16(x: torch.Tensor, layer: int) -> NDArray[np.float16]:
-    largest = float(x.abs().max())
-    if not largest < F16_MAX:
-        raise ValueError(f"input of layer {layer} reaches {largest:g}, float16 holds {F16_MAX:g}; train without a cache")
-    return x.to("cpu", torch.float16).numpy()
+def stored_kv(
+    store: StateStore, layers: Sequence[int], texts: NDArray[np.int64], n_head_kv: int, device: torch.device
+) -> dict[int, KV]:
+    """Return K and V [n_texts, n_head_kv, n_tokens, head_dim] of layers, or nothing if one of them was not kept."""
+    if not all(key_name(layer) in store for layer in layers):
+        return {}
+
+    def read(name: str) -> torch.Tensor:
+        flat = torch.from_numpy(store[name][texts].astype(np.float32)).to(device)
+        return flat.view(*flat.shape[:2], n_head_kv, -1).transpose(1, 2)
+
+    return {layer: (read(key_name(layer)), read(value_name(layer))) for layer in layers}
 
 
-def _start(folder: Path, tokens: NDArray[np.int32]) -> int:
-    path = folder / "tokens.npy"
-    if not path.exists():
-        np.save(path, tokens)
-        _write_done(folder, 0)
-    elif not np.array_equal(np.load(path), tokens):
-        raise ValueError(f"{folder}: holds the states of other texts; give an empty folder")
-    return _n_done(folder)
-
-
-def _layer_path(folder: Path, layer: int) -> Path:
-    return folder / f"inputs-{layer:03d}.npy"
-
-
-def _n_done(folder: Path) -> int:
-    path = folder / "done.json"
-    return int(json.loads(path.read_text())["texts"]) if path.exists() else 0
-
-
-def _write_done(folder: Path, texts: int) -> None:
-    temporary = folder / "done.json.tmp"
-    temporary.write_text(json.dumps({"texts": texts}))
-    os.replace(temporary, folder / "done.json")
+def _states_of(
+    decoder: LayeredDecoder, ids: torch.Tensor, layers: set[int], kv_layers: set[int]
+) -> dict[str, NDArray[np.float32]]:
+    positions = torch.arange(ids.shape[1], device=decoder.device)
+    x, states = decoder.embed(ids), {}
+    for layer in range(max(layers) + 1):
+        if layer in layers:
+            states[inputs_name(layer)] = x.float().cpu().numpy()
+        if layer == decoder.n_layer:
+            break
+        kv = KeysAndValues()
+        x = decoder.layer(layer, x, positions, kv=kv)
+        if layer in kv_layers and kv.new is not None:
+            for name, part in zip((key_name(layer), value_name(layer)), kv.new, strict=True):
+                states[name] = part.transpose(1, 2).flatten(2).float().cpu().numpy()
+    return states

@@ -1,0 +1,61 @@
+"""The texts of a calibration: windows of files, of the model's own writing, or of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from loradrop._core import Model
+from loradrop.evaluate.windows import text_windows
+from loradrop.self_text import write_texts
+from loradrop.state_store import Tokens
+from loradrop.text_files import read_texts
+
+
+def calibration_texts(
+    model: Model,
+    paths: Sequence[str | os.PathLike[str]],
+    write: bool,
+    n_texts: int,
+    n_tokens: int,
+    seed: int,
+    n_threads: int,
+    progress: Callable[[str, int, int], None],
+) -> Tokens:
+    """Return windows of tokens, int32 [n, n_tokens], shuffled.
+
+    Parameters
+    ----------
+    model : Model
+    paths : sequence of path
+        Files of text, UTF-8.
+    write : bool
+        Whether the model writes windows too: half of them where there are files as well.
+    n_texts, n_tokens : int
+        Windows, and tokens of each.
+    seed, n_threads : int
+    progress : callable
+        Called with what is being done, how much of it is done, and of how much.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is not there, not UTF-8, or shorter than a window.
+    """
+    n_written = 0 if not write else n_texts // 2 if paths else n_texts
+    parts = []
+    if paths:
+        parts.append(text_windows(model, read_texts(paths), n_tokens, n_texts - n_written))
+    if n_written:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            progress("texts written by the model", done, n_written)
+
+        parts.append(write_texts(model, n_written, n_tokens, seed=seed, n_threads=n_threads, advance=advance))
+    windows = np.concatenate(parts)
+    return windows[np.random.default_rng(seed).permutation(len(windows))]

@@ -1,0 +1,181 @@
+"""Second stage: distillation of the full model's predictions, with checkpoints, a log and a picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from loradrop.train.batches import Batch, BatchSource
+from loradrop.train.evaluate import Fidelity, fidelity
+from loradrop.train.regress import schedule_factor
+from loradrop.train.student import Student
+
+FIELDS = ("step", "seconds", "tokens", "loss", "lr", "kl", "nll_rise", "agreement")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How long and how hard to train.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps.
+    lr : float
+        Highest learning rate, of AdamW.
+    ce_weight : float
+        Weight of the text's own next token beside KL.
+    clip : float
+        Largest norm of the gradient.
+    evaluate_every : int
+        Steps between two evaluations; each is a checkpoint as well.
+    seconds : float, optional
+        Time after which training stops as if all steps were done; the checkpoint allows going on.
+    """
+
+    steps: int
+    lr: float = 5e-4
+    ce_weight: float = 0.0
+    clip: float = 1.0
+    evaluate_every: int = 200
+    seconds: float | None = None
+
+
+class Training:
+    """A student on its way: `run` trains it to the end, or on from the checkpoint in its folder.
+
+    Parameters
+    ----------
+    student : Student
+    source : BatchSource
+        Where batches come from.
+    held_out : list of Batch
+        What the evaluations are measured on.
+    folder : path
+        Gets ``checkpoint.pt`` and ``log.csv``.
+    options : LoopOptions
+    accelerator : Accelerator, optional
+        Decides devices, precision and processes; started by accelerate's launcher it spans several.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        source: BatchSource,
+        held_out: list[Batch],
+        folder: Path,
+        options: LoopOptions,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self._accelerator = accelerator or Accelerator()
+        self._student, self._source, self._held_out = student, source, held_out
+        self._options = options
+        self._checkpoint, self._log = folder / "checkpoint.pt", folder / "log.csv"
+        parameters = list(student.correctors.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+        self._model, self._optimizer = self._accelerator.prepare(student, optimizer)
+        self._step, self._seconds, self._tokens = 0, 0.0, 0
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint, if there is one; return whether there was."""
+        if not self._checkpoint.exists():
+            return False
+        saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        self._student.correctors.load_state_dict(saved["correctors"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._step, self._seconds, self._tokens = saved["step"], saved["seconds"], saved["tokens"]
+        return True
+
+    def run(self, advance: Callable[[int, float], None] | None = None) -> Fidelity:
+        """Train, and return the last evaluation.
+
+        Parameters
+        ----------
+        advance : callable, optional
+            Called after each step with its number and the mean loss since the last evaluation.
+        """
+        options, start = self._options, time.monotonic() - self._seconds
+        result = self._evaluate(float("nan"), 0.0) if self._step == 0 else None
+        losses: list[float] = []
+        while self._step < options.steps:
+            for group in self._optimizer.param_groups:
+                group["lr"] = options.lr * schedule_factor(self._step, options.steps)
+            losses.append(self._one_step())
+            self._step += 1
+            self._seconds = time.monotonic() - start
+            mean = sum(losses) / len(losses)
+            if advance is not None:
+                advance(self._step, mean)
+            late = options.seconds is not None and self._seconds > options.seconds
+            if self._step % options.evaluate_every == 0 or self._step == options.steps or late:
+                result = self._evaluate(mean, self._optimizer.param_groups[0]["lr"])
+                losses.clear()
+                start = time.monotonic() - self._seconds  # evaluations are not training time
+                self._save()
+            if late:
+                break
+        return result or fidelity(self._student, self._held_out)
+
+    def _one_step(self) -> float:
+        ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
+        batch = self._source.draw(self._step * ranks + rank)
+        loss = self._model(
+            batch.tokens,
+            batch.teacher,
+            batch.timeline,
+            batch.choice,
+            batch.scored,
+            self._options.ce_weight,
+            batch.frozen,
+        )
+        self._optimizer.zero_grad()
+        self._accelerator.backward(loss)
+        self._accelerator.clip_grad_norm_(self._student.correctors.parameters(), self._options.clip)
+        self._optimizer.step()
+        self._tokens += batch.tokens.numel() * ranks
+        return float(loss.detach())
+
+    def _evaluate(self, loss: float, lr: float) -> Fidelity:
+        result = fidelity(self._student, self._held_out)
+        if self._accelerator.is_main_process:
+            row = {
+                "step": self._step,
+                "seconds": round(self._seconds, 1),
+                "tokens": self._tokens,
+                "loss": loss,
+                "lr": lr,
+            }
+            append_row(self._log, row | asdict(result))
+        return result
+
+    def _save(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        temporary = self._checkpoint.with_suffix(".tmp")
+        state: dict[str, Any] = {
+            "correctors": self._student.correctors.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self._step,
+            "seconds": self._seconds,
+            "tokens": self._tokens,
+        }
+        torch.save(state, temporary)
+        os.replace(temporary, self._checkpoint)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a CSV file, and the heading if it is the first."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

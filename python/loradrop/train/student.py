@@ -1,0 +1,130 @@
+"""The model that is trained: the frozen decoder with correctors in place of what drops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from loradrop.train.decoder import LayeredDecoder
+from loradrop.train.loss import divergence, next_token
+from loradrop.train.modules import Tensors, layer_prefix, load_module, module_tensors, segment_prefix
+from loradrop.train.rules import LayerCorrector, SegmentCorrector
+from loradrop.train.simulate import Frozen, Run, simulate
+from loradrop.train.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a corrector is made of, before it is trained.
+
+    Attributes
+    ----------
+    reuse : str
+        The rule.
+    rank, alpha : int, float
+        Of the low-rank parts.
+    layers : sequence of int
+        Droppable layers in the order in which they drop; empty for ``segment``.
+    segments : sequence of (int, int)
+        First and last layer of each run; empty otherwise.
+    hidden : int
+        Width of a segment's hidden layer; 0 for none.
+    """
+
+    reuse: str
+    rank: int
+    alpha: float
+    layers: Sequence[int] = ()
+    segments: Sequence[tuple[int, int]] = ()
+    hidden: int = 0
+
+    @property
+    def choices(self) -> range:
+        """Return what `Student.runs` takes: an index into `segments`, or a count of `layers`."""
+        return range(len(self.segments)) if self.segments else range(1, len(self.layers) + 1)
+
+
+class Student(nn.Module):
+    """A decoder and the correctors of a shape.
+
+    Parameters
+    ----------
+    decoder : LayeredDecoder
+    shape : Shape
+    start : mapping of str to float32 array, optional
+        Tensors of a corrector file to begin with.
+    """
+
+    def __init__(
+        self, decoder: LayeredDecoder, shape: Shape, start: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
+        super().__init__()
+        self.decoder, self.shape = decoder, shape
+        scale, n_embd = shape.alpha / shape.rank, decoder.n_embd
+        self._prefixes = [segment_prefix(i) for i in range(len(shape.segments))] or [
+            layer_prefix(i) for i in shape.layers
+        ]
+        self.correctors = nn.ModuleList(
+            SegmentCorrector(n_embd, shape.rank, shape.hidden, scale)
+            if shape.segments
+            else LayerCorrector(shape.reuse, n_embd, shape.rank, scale)
+            for _ in self._prefixes
+        )
+        self.correctors.to(decoder.device)
+        if start is not None:
+            for prefix, module in zip(self._prefixes, self.correctors, strict=True):
+                load_module(module, prefix, start)
+
+    def runs(self, choice: int) -> list[Run]:
+        """Return what drops for one of `Shape.choices`, in the order of the layers."""
+        if self.shape.segments:
+            return [Run(*self.shape.segments[choice], self.correctors[choice])]
+        chosen = zip(self.shape.layers[:choice], self.correctors, strict=False)
+        return [Run(layer, layer, module) for layer, module in sorted(chosen, key=lambda pair: pair[0])]
+
+    def tensors(self) -> Tensors:
+        """Return all parameters under their names in a corrector file."""
+        out: Tensors = {}
+        for prefix, module in zip(self._prefixes, self.correctors, strict=True):
+            out |= module_tensors(module, prefix)
+        return out
+
+    def forward(
+        self,
+        tokens: Tensor,
+        teacher: Tensor,
+        timeline: Timeline,
+        choice: int,
+        scored: Tensor,
+        ce_weight: float = 0.0,
+        frozen: Frozen | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch of texts.
+
+        Parameters
+        ----------
+        tokens : int Tensor [batch, n_tokens]
+        teacher : Tensor [batch, n_tokens, n_embd]
+            The last layer's output in the full model.
+        timeline : Timeline
+        choice : int
+            One of `Shape.choices`.
+        scored : int Tensor [n]
+            Positions at which the loss is taken, all below n_tokens - 1.
+        ce_weight : float
+            Weight of the cross-entropy of the text beside KL.
+        frozen : Frozen, optional
+            See `simulate`.
+        """
+        hidden = simulate(self.decoder, self.runs(choice), tokens, timeline, frozen)
+        rows = torch.searchsorted(timeline.lora, scored) if timeline.refresh == "refill" else scored
+        student = hidden[:, rows].flatten(0, 1)
+        loss = divergence(self.decoder, student, teacher[:, scored].flatten(0, 1))
+        if ce_weight:
+            loss = loss + ce_weight * next_token(self.decoder, student, tokens[:, scored + 1].flatten())
+        return loss

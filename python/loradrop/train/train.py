@@ -1,0 +1,236 @@
+"""From a model and texts to a trained corrector."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+
+from loradrop.checks import check_choice, check_float, check_int
+from loradrop.options import REFRESH_POLICIES
+from loradrop.state_store import StateStore
+from loradrop.train.batches import Batch, BatchSource, kv_layers_needed, layers_needed
+from loradrop.train.decoder import LayeredDecoder, load_decoder
+from loradrop.train.evaluate import Fidelity
+from loradrop.train.loop import LoopOptions, Training
+from loradrop.train.metric import fisher_metric
+from loradrop.train.plot import plot_log
+from loradrop.train.regress import regress
+from loradrop.train.rules import SegmentCorrector
+from loradrop.train.states import collect
+from loradrop.train.student import Shape, Student
+from loradrop.train.texts import Texts
+from loradrop_convert.base import read_base
+from loradrop_convert.corrector import CorrectorData
+from loradrop_convert.folder import write_folder
+from loradrop_convert.gguf_file import write_sidecar
+
+METRIC_TEXTS = 24  # their tokens tell enough of a layer's directions
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What to train, and how.
+
+    Attributes
+    ----------
+    shape : Shape
+        Rule, layers or segments, and sizes of the corrector.
+    ks : sequence of int
+        Values of k, drawn at random.
+    refresh : {"refill", "single"}
+        The refresh policy that training simulates.
+    kv_window : int, optional
+        With refill: newest tokens whose K/V droppable layers keep in the simulation. None keeps all, which is exact
+        for texts up to the window's length and much faster, as the exact tokens' states are then stored.
+    prompt : (int, int)
+        Least and most tokens of prompt.
+    state_steps : int
+        Steps of the first stage, for ``segment`` alone; 0 leaves it out.
+    state_lr : float
+        Its highest learning rate.
+    loop : LoopOptions
+        The second stage.
+    batch : int
+        Texts in a batch.
+    share : float
+        Share of the tokens at which KL is taken, (0, 1].
+    held_out : int
+        Texts of an evaluation.
+    store_kv : bool
+        Whether to keep K and V of the layers above a segment on disk too: a third less work for each step.
+    seed : int
+    """
+
+    shape: Shape
+    loop: LoopOptions
+    ks: Sequence[int] = (1, 2, 3)
+    refresh: str = "refill"
+    kv_window: int | None = None
+    prompt: tuple[int, int] = (16, 64)
+    state_steps: int = 2000
+    state_lr: float = 2e-3
+    batch: int = 8
+    share: float = 0.5
+    held_out: int = 16
+    store_kv: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("refresh", self.refresh, REFRESH_POLICIES)
+        check_float("share", self.share, 1e-6, 1.0)
+        check_int("batch", self.batch, 1)
+        check_int("prompt", self.prompt[0], 1, self.prompt[1])
+        for k in self.ks:
+            check_int("k", k, 1)
+
+
+def train(
+    model: str | os.PathLike[str],
+    texts: Texts,
+    out: str | os.PathLike[str],
+    options: TrainOptions,
+    *,
+    start: CorrectorData | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Fidelity:
+    """Train a corrector, and return how near it comes to the full model on held-out texts.
+
+    Parameters
+    ----------
+    model : path
+        A GGUF file, or a Hugging Face folder.
+    texts : Texts
+    out : path
+        A folder. It gets ``corrector/`` (safetensors), ``corrector.gguf`` (a sidecar, where `model` is a GGUF file),
+        ``log.csv``, ``loss.png``, ``options.json``, ``checkpoint.pt``, and the stored states in ``states/``.
+    options : TrainOptions
+    start : CorrectorData, optional
+        Where to begin, for example what `loradrop calibrate` gave; it has the shape of `options`.
+    resume : bool
+        Whether to go on from the checkpoint in `out`, if there is one.
+    progress : callable, optional
+        Called with what is being done, how much of it is done, and of how much.
+
+    Raises
+    ------
+    FileExistsError
+        If `out` holds a training and `resume` is not given.
+    ValueError
+        If the model cannot be taken apart, or the texts are shorter than the prompt.
+    """
+    out, show = Path(out), progress or (lambda *_: None)
+    if (out / "checkpoint.pt").exists() and not resume:
+        raise FileExistsError(f"{out} holds a training; go on with it by --resume, or give another folder")
+    if texts.train.shape[1] <= options.prompt[1] + 1:
+        raise ValueError(f"prompt={options.prompt[1]}: texts have {texts.train.shape[1]} tokens; leave some to decode")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "options.json").write_text(json.dumps(asdict(options), indent=1) + "\n")
+
+    accelerator = Accelerator()
+    decoder = load_decoder(model).to(accelerator.device)
+    with accelerator.main_process_first():
+        stores = [
+            _states(decoder, options, tokens, out / "states" / name, name, show)
+            for name, tokens in (("train", texts.train), ("held-out", texts.held_out))
+        ]
+    torch.manual_seed(options.seed)  # the correctors begin at random
+    student = Student(decoder, options.shape, None if start is None else start.tensors)
+    source, judge = (_source(decoder, options, store) for store in stores)
+    training = Training(student, source, _held_out(judge, options), out, options.loop, accelerator)
+    if not (resume and training.resume()) and options.shape.segments and options.state_steps:
+        _first_stage(student, stores[0], options, show)
+    result = training.run(lambda step, loss: show(f"distilling, loss {loss:.4f}", step, options.loop.steps))
+    if accelerator.is_main_process:
+        write_result(out, model, student, options, result)
+        plot_log(out / "log.csv", out / "loss.png")
+    return result
+
+
+def write_result(
+    out: Path, model: str | os.PathLike[str], student: Student, options: TrainOptions, result: Fidelity
+) -> None:
+    """Write the corrector as a folder, and as a sidecar where the model is a GGUF file."""
+    shape = options.shape
+    data = CorrectorData(
+        reuse=shape.reuse,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        tensors=cast(Any, student.tensors()),
+        layers=list(shape.layers),
+        segments=[(first, last) for first, last in shape.segments],
+        quality={"trained on": f"{options.refresh}, k in {list(options.ks)}", "held out": asdict(result)},
+    )
+    write_folder(out / "corrector", data, force=True)
+    if Path(model).is_file():
+        write_sidecar(out / "corrector.gguf", data, read_base(model), type="f16", force=True)
+
+
+def _states(
+    decoder: LayeredDecoder, options: TrainOptions, tokens: Any, folder: Path, name: str, show: Progress
+) -> StateStore:
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        show(f"states of the full model, {name}", done, len(tokens))
+
+    layers = layers_needed(options.shape, decoder.n_layer)
+    kv_layers = kv_layers_needed(options.shape, decoder.n_layer) if options.store_kv else ()
+    return collect(decoder, tokens, layers, folder, kv_layers=kv_layers, batch=options.batch, advance=advance)
+
+
+def _source(decoder: LayeredDecoder, options: TrainOptions, store: StateStore) -> BatchSource:
+    return BatchSource(
+        store=store,
+        shape=options.shape,
+        n_layer=decoder.n_layer,
+        n_head_kv=decoder.n_head_kv,
+        ks=options.ks,
+        refresh=options.refresh,
+        kv_window=2**30 if options.kv_window is None else options.kv_window,
+        prompt=options.prompt,
+        size=options.batch,
+        share=options.share,
+        device=decoder.device,
+        seed=options.seed,
+    )
+
+
+def _held_out(source: BatchSource, options: TrainOptions) -> list[Batch]:
+    largest = options.shape.choices[-1]
+    return source.in_order(options.held_out, largest, max(options.ks))
+
+
+def _first_stage(student: Student, store: StateStore, options: TrainOptions, show: Progress) -> None:
+    for index, run in enumerate(options.shape.segments):
+        states = torch.from_numpy(store.inputs(run[1] + 1)[:METRIC_TEXTS].astype("float32"))
+        metric = fisher_metric(student.decoder, run[1] + 1, states.to(student.decoder.device), options.seed)
+        step = 0
+
+        def advance(loss: float, run: tuple[int, int] = run) -> None:
+            nonlocal step
+            step += 1
+            show(f"states of layers {run[0]} to {run[1]}, loss {loss:.4f}", step, options.state_steps)
+
+        regress(
+            cast(SegmentCorrector, student.correctors[index]),
+            store,
+            run,
+            metric,
+            distances=range(1, max(options.ks) + 1),
+            steps=options.state_steps,
+            batch=options.batch,
+            lr=options.state_lr,
+            seed=options.seed,
+            advance=advance,
+        )

@@ -1,0 +1,139 @@
+"""Training on tiny models: it learns, it can be stopped, and the engine takes what it writes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loradrop._core import Context, Corrector, Model
+from tiny import make_model, write_gguf
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from loradrop.evaluate import Point, perplexity  # noqa: E402
+from loradrop.train.decoder import load_decoder  # noqa: E402
+from loradrop.train.loop import LoopOptions  # noqa: E402
+from loradrop.train.metric import fisher_metric  # noqa: E402
+from loradrop.train.student import Shape  # noqa: E402
+from loradrop.train.texts import Texts, make_texts  # noqa: E402
+from loradrop.train.train import TrainOptions, train  # noqa: E402
+
+N_LAYER = 6
+SEGMENT = Shape("segment", 4, 4.0, segments=((2, 3),), hidden=16)
+SHAPES = {
+    "segment": SEGMENT,
+    "anchor-delta": Shape("anchor-delta", 4, 4.0, layers=(3, 2)),
+    "anchor-state": Shape("anchor-state", 4, 4.0, layers=(2, 4)),
+    "previous-state": Shape("previous-state", 4, 4.0, layers=(2, 3)),
+}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("train") / "tiny.gguf"
+    write_gguf(path, make_model(n_layer=N_LAYER, n_embd=32, n_ff=48))
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(model_path: Path) -> Texts:
+    return make_texts(Model(str(model_path)), [], 24, n_tokens=32, seed=1, n_threads=1)
+
+
+def options(shape: Shape, steps: int = 20, refresh: str = "refill", **more: object) -> TrainOptions:
+    loop = LoopOptions(steps=steps, lr=3e-3, evaluate_every=10)
+    settings = {"ks": (2,), "prompt": (4, 8), "state_steps": 40, "batch": 4, "held_out": 2} | more
+    return TrainOptions(shape=shape, loop=loop, refresh=refresh, **settings)  # type: ignore[arg-type]
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("refresh", ["single", "refill"])
+@pytest.mark.parametrize("reuse", list(SHAPES))
+def test_training_lowers_divergence(tmp_path: Path, model_path: Path, texts: Texts, reuse: str, refresh: str) -> None:
+    few = Texts(texts.train[:4], texts.train[:4])  # a random model's states can be learnt by heart alone
+    train(model_path, few, tmp_path, options(SHAPES[reuse], refresh=refresh, state_steps=0))
+    rows = log_of(tmp_path)
+    assert rows[-1]["kl"] < rows[0]["kl"]
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_first_stage_helps(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    for name, state_steps in (("without", 0), ("with", 60)):
+        train(model_path, texts, tmp_path / name, options(SEGMENT, steps=0, state_steps=state_steps))
+    assert log_of(tmp_path / "with")[0]["kl"] < log_of(tmp_path / "without")[0]["kl"]
+
+
+def test_engine_measures_what_training_reports(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    result = train(model_path, texts, tmp_path, options(SEGMENT, prompt=(8, 8), share=1.0))
+    point = Point(rho=2 / N_LAYER, k=2, refresh="refill", kv_window=64)
+    report = perplexity(model_path, texts.held_out, [point], corrector=tmp_path / "corrector.gguf", prompt=8, window=32)
+    lora_steps = report.points[0].by_distance[1:]
+    kl = np.average([scores.kl.mean for scores in lora_steps], weights=[scores.n_tokens for scores in lora_steps])
+    assert kl == pytest.approx(result.kl, rel=0.05)  # the file is F16, and so are the stored states
+
+
+def test_resumed_training_is_the_same(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    whole = train(model_path, texts, tmp_path / "whole", options(SEGMENT))
+    stopped = options(SEGMENT)
+
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("distilling") and done == 13:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(model_path, texts, tmp_path / "parts", stopped, progress=stop)
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(model_path, texts, tmp_path / "parts", stopped)
+    parts = train(model_path, texts, tmp_path / "parts", stopped, resume=True)
+    assert parts.kl == pytest.approx(whole.kl, rel=1e-4)
+    assert [row["step"] for row in log_of(tmp_path / "parts")] == [0, 10, 20]
+
+
+def test_engine_loads_what_is_written(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    train(model_path, texts, tmp_path, options(SHAPES["anchor-delta"], steps=2))
+    model = Model(str(model_path))
+    corrector = Corrector.load(str(tmp_path / "corrector.gguf"), model)
+    assert corrector is not None and corrector.layers == [3, 2]
+    context = Context(model, n_ctx=64, corrector=corrector, rho=2 / N_LAYER, k=2)
+    assert context.dropped_layers == [2, 3]
+
+
+def test_fisher_metric_is_twice_kl(model_path: Path, texts: Texts) -> None:
+    decoder = load_decoder(model_path)
+    positions = torch.arange(32)
+    tokens = torch.tensor(texts.train.astype(np.int64))
+    with torch.no_grad():
+        x = decoder.embed(tokens)
+        for layer in range(4):
+            x = decoder.layer(layer, x, positions)
+    metric = fisher_metric(decoder, 4, x)
+    with torch.no_grad():
+        error = 0.03 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        error[:, :-1] = 0  # of the last token alone, so that no other's prediction moves
+
+        def predicted(x: torch.Tensor) -> torch.Tensor:
+            for layer in range(4, N_LAYER):
+                x = decoder.layer(layer, x, positions)
+            return torch.log_softmax(decoder.logits(x[:, -1]), -1)
+
+        p, q = predicted(x), predicted(x + error)
+        kl = (p.exp() * (p - q)).sum(-1).mean()
+        estimate = 0.5 * (error[:, -1] @ metric).pow(2).sum(-1).mean()
+    assert 0.4 < float(estimate / kl) < 2.5
+
+
+def test_too_short_texts_are_refused(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    with pytest.raises(ValueError, match="prompt=40: texts have 32 tokens"):
+        train(model_path, texts, tmp_path, options(SEGMENT, prompt=(4, 40)))
