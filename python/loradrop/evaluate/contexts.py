@@ -1,0 +1,107 @@
+"""The contexts in which the windows are decoded, and how many sequences they hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypedDict
+
+from loradrop._core import Context, Model
+from loradrop.evaluate.point import Point
+from loradrop.options import FULL, ContextOptions, Drop
+
+KV_BUDGET = 2 * 2**30  # bytes; a constant, so that a machine's free memory does not decide the batches' shape
+MAX_SEQUENCES = 256  # llama.cpp's
+MOST_AT_ONCE = 64  # more do not decode quicker
+MIN_BATCH = 512
+UBATCH = 256  # compute buffers grow with it, and there are many contexts
+CELL_BLOCK = 256  # llama.cpp rounds each sequence's cells up to whole blocks
+
+
+class _CacheOptions(TypedDict):
+    flash_attn: str
+    type_k: str
+    type_v: str
+
+
+def choose_parallel(model: Model, options: ContextOptions, n_windows: int, n_contexts: int) -> int:
+    """Return how many windows to decode at once, so that the K/V caches of all contexts stay below 2 GiB.
+
+    Parameters
+    ----------
+    options : ContextOptions
+        n_ctx is the window.
+    """
+    probe = Context(model, n_ctx=CELL_BLOCK, n_batch=1, n_ubatch=1, n_threads=1, **_cache_options(options))
+    blocks = -(-options.n_ctx // CELL_BLOCK)
+    n_bytes = probe.stats["kv_bytes"] * blocks * n_contexts
+    probe.close()
+    most = min(n_windows, MOST_AT_ONCE, KV_BUDGET // max(1, n_bytes))
+    if most < 2:
+        return 1
+    n_groups = -(-n_windows // most)
+    return -(-n_windows // n_groups)
+
+
+def choose_threads(n_threads: int | None, n_contexts: int) -> tuple[int, int]:
+    """Return how many contexts decode at the same time, and the threads of each.
+
+    Parameters
+    ----------
+    n_threads : int, optional
+        Threads of all together; None takes as many as there are processors.
+    """
+    if n_threads is None:
+        n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(n_contexts, n_threads), max(1, n_threads // n_contexts)
+
+
+def make_contexts(
+    model: Model,
+    points: Sequence[tuple[Point, Drop]],
+    options: ContextOptions,
+    *,
+    prompt: int,
+    n_parallel: int,
+    threads: int,
+) -> list[Context]:
+    """Return a context that decodes in full, and then one for each point.
+
+    Parameters
+    ----------
+    options : ContextOptions
+        n_ctx is the window.
+    prompt : int
+        Tokens of the prompt.
+    n_parallel : int
+        Sequences of each context.
+    threads : int
+        Threads of each context.
+    """
+    window = options.n_ctx
+    replayed = max([min(drop.k, window) for _, drop in points], default=0)
+    # the refill of all sequences in one batch
+    n_batch = max(MIN_BATCH, prompt, n_parallel * (1 + replayed))
+    return [
+        Context(
+            model,
+            n_ctx=n_parallel * window,
+            n_batch=n_batch,
+            n_ubatch=UBATCH,
+            n_seq_max=n_parallel,
+            n_threads=threads,
+            n_threads_batch=threads,
+            kv_unified=False,  # else each token would be checked against the cells of all sequences
+            corrector=drop.corrector,
+            rho=drop.rho,
+            k=drop.k,
+            refresh=point.refresh,
+            kv_window=point.kv_window,
+            **_cache_options(options),
+        )
+        for point, drop in [(Point(), FULL), *points]
+    ]
+
+
+def _cache_options(options: ContextOptions) -> _CacheOptions:
+    return {"flash_attn": options.flash_attn_name, "type_k": options.type_k, "type_v": options.type_v}

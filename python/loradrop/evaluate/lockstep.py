@@ -1,0 +1,170 @@
+"""The full model and the points decode the same windows at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from loradrop._core import Context
+from loradrop.evaluate.distribution import Distribution
+from loradrop.evaluate.windows import Tokens
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of each scored token; the contexts are in their order, the full model first.
+
+    Attributes
+    ----------
+    nll : float64 array [n_contexts, n_windows, n_scored]
+        Negative log-likelihood of the window's own token, in nats.
+    kl : float64 array, the same shape
+        KL(full model || context) of the distributions that the token was scored with, in nats.
+    agrees : float64 array, the same shape
+        1 where both have the same most probable token, else 0.
+    distance : int array [n_contexts, n_scored]
+        LoRA steps since the last full step, that of the logits included: 0 for logits of a full step.
+    """
+
+    nll: npt.NDArray[np.float64]
+    kl: npt.NDArray[np.float64]
+    agrees: npt.NDArray[np.float64]
+    distance: npt.NDArray[np.intp]
+
+    @staticmethod
+    def empty(n_contexts: int, n_windows: int, n_scored: int) -> Measures:
+        """Return room for the measures, not filled in."""
+        nll, kl, agrees = np.empty((3, n_contexts, n_windows, n_scored))
+        return Measures(nll, kl, agrees, np.zeros((n_contexts, n_scored), np.intp))
+
+    def of_windows(self, part: slice) -> Measures:
+        """Return a view of some of the windows."""
+        return Measures(self.nll[:, part], self.kl[:, part], self.agrees[:, part], self.distance)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of some windows, as many of each.
+
+    Attributes
+    ----------
+    tokens : int32 array [n, width]
+        The tokens.
+    first : int
+        The first one's window; its number is that of its sequence too.
+    column : int
+        Which of the scored tokens follows.
+    """
+
+    tokens: Tokens
+    first: int
+    column: int
+
+    @property
+    def windows(self) -> range:
+        """The windows."""
+        return range(self.first, self.first + len(self.tokens))
+
+    def decode(self, context: Context) -> None:
+        """Decode the batch; the logits of each window's last token are kept."""
+        width = self.tokens.shape[1]
+        context.decode(
+            self.tokens.ravel().tolist(),
+            seq_ids=np.repeat(self.windows, width).tolist(),
+            outputs=([False] * (width - 1) + [True]) * len(self.tokens),
+        )
+
+    def distributions(self, context: Context) -> Iterator[Distribution]:
+        """Yield each window's next-token distribution."""
+        width = self.tokens.shape[1]
+        for row in range(len(self.tokens)):
+            yield Distribution(context.logits((row + 1) * width - 1))
+
+
+class Lockstep:
+    """Decodes windows with several contexts, token by token, and compares them at each token.
+
+    So no logits have to be kept, and the contexts can run on one thread each, which does more than all threads on one
+    context after the other.
+
+    Parameters
+    ----------
+    contexts : sequence of Context
+        The first decodes in full; all with the same n_batch and n_seq_max.
+    n_workers : int
+        How many of them decode at the same time.
+    """
+
+    def __init__(self, contexts: Sequence[Context], n_workers: int) -> None:
+        self._contexts = contexts
+        self._pool = ThreadPoolExecutor(n_workers)
+
+    def __enter__(self) -> Lockstep:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After Ctrl-C some may still be decoding; only the main thread sees signals.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for context in self._contexts:
+            context.abort()
+        self._pool.shutdown()
+
+    def run(self, windows: Tokens, prompt: int, out: Measures, advance: Callable[[int], None]) -> None:
+        """Decode windows, as many as there are sequences at most.
+
+        The prompt is one full step; each later token is decoded as if it had been sampled. The last token is only
+        scored.
+
+        Parameters
+        ----------
+        windows : int32 array [n, window]
+            The tokens.
+        prompt : int
+            Tokens of the prompt.
+        out : Measures
+            Filled in, with n_scored = window - prompt.
+        advance : callable
+            Told how many more tokens of the windows are done.
+        """
+        for context in self._contexts:
+            context.clear()
+        for batch in _batches(windows, prompt, self._contexts[0].n_batch):
+            list(self._pool.map(batch.decode, self._contexts))
+            self._compare(batch, windows[:, prompt + batch.column], out)
+            self._note_distance(batch.column, out)
+            advance(batch.tokens.size)
+
+    def _compare(self, batch: Batch, targets: Tokens, out: Measures) -> None:
+        full = list(batch.distributions(self._contexts[0]))
+
+        def compare(i: int) -> None:
+            for reference, window, own in zip(full, batch.windows, batch.distributions(self._contexts[i]), strict=True):
+                at = (i, window, batch.column)
+                out.nll[at] = own.nll(targets[window])
+                out.kl[at] = reference.divergence(own)
+                out.agrees[at] = reference.top == own.top
+
+        list(self._pool.map(compare, range(len(self._contexts))))
+
+    def _note_distance(self, column: int, out: Measures) -> None:
+        for i, context in enumerate(self._contexts):
+            if context.stats["last_step"] == "lora":
+                out.distance[i, column] = out.distance[i, column - 1] + 1
+
+
+def _batches(windows: Tokens, prompt: int, n_batch: int) -> Iterator[Batch]:
+    at_once = n_batch // prompt
+    for first in range(0, len(windows), at_once):
+        yield Batch(windows[first : first + at_once, :prompt], first, 0)
+    for token in range(prompt, windows.shape[1] - 1):
+        yield Batch(windows[:, token : token + 1], 0, token - prompt + 1)

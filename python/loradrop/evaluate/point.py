@@ -1,0 +1,66 @@
+"""A point: how a model is to decode with LoRA-Drop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from loradrop._core import Model
+from loradrop.options import DEFAULT_REFRESH, Drop, DropOptions, resolve_drop
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where to measure; the attributes are arguments of `loradrop.Llama`.
+
+    Attributes
+    ----------
+    rho : float, optional
+        Share of the layers that drop, [0, 1); None takes the corrector's recommendation.
+    k : int, optional
+        LoRA steps between two refresh steps; None takes the corrector's recommendation, else 3.
+    refresh : {"single", "refill"}
+        The refresh policy.
+    kv_window : int
+        With ``refill``: newest tokens whose K/V droppable layers keep.
+    corrector : path, optional
+        A sidecar; None takes the one given for all points, else what the model's own file holds.
+    """
+
+    rho: float | None = None
+    k: int | None = None
+    refresh: str = DEFAULT_REFRESH
+    kv_window: int = 64
+    corrector: str | os.PathLike[str] | None = None
+
+
+def resolve_points(
+    points: Iterable[Point],
+    model: Model,
+    corrector: str | os.PathLike[str] | None,
+    allow_uncorrected: bool,
+) -> list[tuple[Point, Drop]]:
+    """Return the points at which layers drop, with rho and k filled in, and what each comes to.
+
+    Raises
+    ------
+    CorrectorError, ValueError, TypeError, FileNotFoundError
+        As `loradrop.Llama` does for the same arguments.
+    """
+    resolved = []
+    for point in points:
+        options = DropOptions(
+            rho=point.rho,
+            k=point.k,
+            corrector=corrector if point.corrector is None else point.corrector,
+            refresh=point.refresh,
+            kv_window=point.kv_window,
+            allow_uncorrected=allow_uncorrected,
+        )
+        drop = resolve_drop(options, model)
+        if drop.corrector is not None:
+            filled = dataclasses.replace(point, rho=drop.rho, k=drop.k, corrector=options.corrector)
+            resolved.append((filled, drop))
+    return resolved
