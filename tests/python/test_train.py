@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from loradrop._core import Context, Corrector, Model
+from loradrop.cli import main
+from loradrop.self_text import write_texts
 from tiny import make_model, write_gguf
 
 torch = pytest.importorskip("torch")
@@ -20,7 +23,7 @@ from loradrop.train.decoder import load_decoder  # noqa: E402
 from loradrop.train.loop import LoopOptions  # noqa: E402
 from loradrop.train.metric import fisher_metric  # noqa: E402
 from loradrop.train.student import Shape  # noqa: E402
-from loradrop.train.texts import Texts, make_texts  # noqa: E402
+from loradrop.train.texts import Texts, split_texts  # noqa: E402
 from loradrop.train.train import TrainOptions, train  # noqa: E402
 
 N_LAYER = 6
@@ -42,7 +45,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(model_path: Path) -> Texts:
-    return make_texts(Model(str(model_path)), [], 24, n_tokens=32, seed=1, n_threads=1)
+    model = Model(str(model_path))
+    return split_texts(model, write_texts(model, 24, 32, seed=1, n_threads=1))
 
 
 def options(shape: Shape, steps: int = 20, refresh: str = "refill", **more: object) -> TrainOptions:
@@ -137,3 +141,20 @@ def test_fisher_metric_is_twice_kl(model_path: Path, texts: Texts) -> None:
 def test_too_short_texts_are_refused(tmp_path: Path, model_path: Path, texts: Texts) -> None:
     with pytest.raises(ValueError, match="prompt=40: texts have 32 tokens"):
         train(model_path, texts, tmp_path, options(SEGMENT, prompt=(4, 40)))
+
+
+def test_command_trains_and_resumes(tmp_path: Path, model_path: Path) -> None:
+    arguments = ["train", str(model_path), "-o", str(tmp_path / "out"), "--self", "20", "--window", "24"]
+    arguments += ["--segment", "2-3", "--rank", "4", "--hidden", "8", "--prompt", "4,8", "--k", "1,2", "--batch", "4"]
+    arguments += ["--state-steps", "4", "--steps", "4", "--evaluate-every", "2", "--threads", "1"]
+    first = CliRunner().invoke(main, arguments)
+    assert first.exit_code == 0, first.output
+    assert "--resume" in CliRunner().invoke(main, arguments).output
+    again = CliRunner().invoke(main, [*arguments, "--resume"])
+    assert again.exit_code == 0, again.output
+    assert Corrector.load(str(tmp_path / "out" / "corrector.gguf"), Model(str(model_path))) is not None
+
+
+def test_command_asks_for_what_the_rule_needs(tmp_path: Path, model_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", str(model_path), "-o", str(tmp_path / "out"), "--layers", "2,3"])
+    assert result.exit_code == 2 and "--segment FIRST-LAST" in result.output

@@ -1,17 +1,13 @@
-"""The texts of a calibration: windows of files, of the model's own writing, or of both."""
+"""The texts of a calibration: how many windows are read, and how many written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from loradrop._core import Model
-from loradrop.evaluate.windows import text_windows
-from loradrop.self_text import write_texts
+from loradrop.gathered_text import gather_windows
 from loradrop.state_store import Tokens
-from loradrop.text_files import read_texts
 
 
 def calibration_texts(
@@ -45,17 +41,6 @@ def calibration_texts(
         If a file is not there, not UTF-8, or shorter than a window.
     """
     n_written = 0 if not write else n_texts // 2 if paths else n_texts
-    parts = []
-    if paths:
-        parts.append(text_windows(model, read_texts(paths), n_tokens, n_texts - n_written))
-    if n_written:
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress("texts written by the model", done, n_written)
-
-        parts.append(write_texts(model, n_written, n_tokens, seed=seed, n_threads=n_threads, advance=advance))
-    windows = np.concatenate(parts)
-    return windows[np.random.default_rng(seed).permutation(len(windows))]
+    return gather_windows(
+        model, paths, n_texts - n_written, n_written, n_tokens, seed=seed, n_threads=n_threads, progress=progress
+    )

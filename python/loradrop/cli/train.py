@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from loradrop.cli.ranges import int_list, layer_range
 from loradrop.models import resolve_model
 from loradrop.options import REFRESH_POLICIES
 
+TEXTS = "texts.npz"  # in OUT
 REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 
 
@@ -95,10 +95,11 @@ def command(
         import torch
 
         from loradrop.train import train as training
-        from loradrop.train.texts import make_texts
+        from loradrop.train.texts import load_texts, save_texts, split_texts
     except ModuleNotFoundError as error:
         raise click.ClickException(f'{error.name} is missing: pip install "loradrop[train]"') from None
     from loradrop._core import Model
+    from loradrop.gathered_text import gather_windows
     from loradrop_convert.sources import read_corrector
 
     chosen = _train_options(options, seed)
@@ -109,17 +110,16 @@ def command(
     if path.is_dir() and tokenizer is None:
         raise click.UsageError("--tokenizer is missing: give a GGUF file of the same model")
     with stage_progress() as show:
-        made = make_texts(
-            Model(str(tokenizer or path)),
-            data,
-            written,
-            n_tokens=window,
-            n_texts=texts,
-            held_out=held_out,
-            seed=seed,
-            n_threads=threads or 0,
-            advance=_counting(show, "texts written by the model", written),
-        )
+        if resume and (out / TEXTS).exists():
+            made = load_texts(out / TEXTS)
+        else:
+            tokenises = Model(str(tokenizer or path))
+            gathered = gather_windows(
+                tokenises, data, texts, written, window, seed=seed, n_threads=threads or 0, progress=show
+            )
+            made = split_texts(tokenises, gathered, held_out)
+            out.mkdir(parents=True, exist_ok=True)
+            save_texts(out / TEXTS, made)
         result = training.train(
             path,
             made,
@@ -164,14 +164,3 @@ def _train_options(options: dict[str, Any], seed: int) -> Any:
         store_kv=options["store_kv"],
         seed=seed,
     )
-
-
-def _counting(show: Callable[[str, int, int], None], what: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        show(what, done, total)
-
-    return advance

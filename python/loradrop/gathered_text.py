@@ -1,0 +1,70 @@
+"""Windows of text to fit correctors to: from files, from the model's own writing, or from both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from loradrop._core import Model
+from loradrop.evaluate.windows import text_windows
+from loradrop.self_text import write_texts
+from loradrop.state_store import Tokens
+from loradrop.text_files import read_texts
+
+
+def gather_windows(
+    model: Model,
+    paths: Sequence[str | os.PathLike[str]],
+    n_read: int | None,
+    n_written: int,
+    n_tokens: int,
+    *,
+    seed: int = 0,
+    n_threads: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tokens:
+    """Return windows of tokens, int32 [n, n_tokens], shuffled.
+
+    Parameters
+    ----------
+    model : Model
+        Tokenises, and writes.
+    paths : sequence of path
+        Files of text, UTF-8.
+    n_read : int, optional
+        The most windows to take from all files together, evenly spread over them; None takes all.
+    n_written : int
+        How many windows the model writes itself.
+    n_tokens : int
+        Tokens of a window.
+    seed, n_threads : int
+        See `write_texts`.
+    progress : callable, optional
+        Called with what is being done, how much of it is done, and of how much.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there.
+    ValueError
+        If there is no text, a file is not UTF-8, or shorter than a window.
+    """
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress("texts written by the model", done, n_written)
+
+    parts = []
+    if paths:
+        parts.append(text_windows(model, read_texts(paths), n_tokens, n_read))
+    if n_written:
+        parts.append(write_texts(model, n_written, n_tokens, seed=seed, n_threads=n_threads, advance=advance))
+    if not parts:
+        raise ValueError("there is no text: give files of text, or let the model write some itself")
+    windows = np.concatenate(parts)
+    return windows[np.random.default_rng(seed).permutation(len(windows))]
