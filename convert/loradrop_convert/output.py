@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -38,7 +38,7 @@ def complete_file(path: str | os.PathLike[str], force: bool = False) -> Iterator
     check_output(path, force)
     temporary = path.with_name(f".loradrop-{uuid.uuid4().hex}.part")
     try:
-        with _no_room_names(path):
+        with no_room_names(path):
             yield temporary
             _sync(temporary)
         check_output(path, force)  # one may have appeared meanwhile
@@ -68,6 +68,25 @@ def check_output(path: str | os.PathLike[str], force: bool = False) -> None:
         raise FileExistsError(f"{path} exists; give another name, or --force (force=True) to replace it")
 
 
+def check_outputs(
+    outputs: Iterable[str | os.PathLike[str]], force: bool, inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Check, before any work, that files can be put there and are no inputs.
+
+    Raises
+    ------
+    FileExistsError
+        If one is an input, whatever `force` says.
+    OSError
+        As `check_output`.
+    """
+    inputs = [path for path in inputs if os.path.exists(path)]
+    for out in outputs:
+        if os.path.exists(out) and any(os.path.samefile(out, path) for path in inputs):
+            raise FileExistsError(f"{os.fspath(out)} is an input; give another name")
+        check_output(out, force)
+
+
 def check_space(path: str | os.PathLike[str], n_bytes: int) -> None:
     """Check, before any work, that `n_bytes` fit beside `path`.
 
@@ -86,7 +105,7 @@ def check_space(path: str | os.PathLike[str], n_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _no_room_names(path: Path) -> Iterator[None]:
+def no_room_names(path: Path) -> Iterator[None]:
     """Name the file in an error of the kind that a write raises without a name."""
     try:
         yield

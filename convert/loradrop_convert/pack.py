@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from loradrop._core import CorrectorError
 from loradrop_convert.base import BaseInfo, base_of, check_corrector, check_same_base, read_base, read_model_header
@@ -12,7 +11,7 @@ from loradrop_convert.folder import check_folder_output, write_folder
 from loradrop_convert.gguf_file import KEY_PREFIX, corrector_fields, holds_corrector, write_stored_sidecar
 from loradrop_convert.gguf_header import Header, read_header
 from loradrop_convert.gguf_writer import Progress, write_gguf
-from loradrop_convert.output import check_output
+from loradrop_convert.output import check_outputs
 from loradrop_convert.sources import Source, gguf_source, read_source
 from loradrop_convert.storage import StorageType, StoredTensor, encode, in_file
 
@@ -57,7 +56,7 @@ def pack(
     OSError
         As `complete_file` and `check_space`, or if an input is missing or is the output.
     """
-    _check_outputs([out], force, inputs=_paths(base, corrector))
+    check_outputs([out], force, inputs=_paths(base, corrector))
     header = read_model_header(base)
     base_info = base_of(header)
     if holds_corrector(header):
@@ -86,7 +85,7 @@ def pack_sidecar(
     force: bool = False,
 ) -> None:
     """Write a corrector as a sidecar for a model, whose file stays as it is; see `pack`."""
-    _check_outputs([out], force, inputs=_paths(base, corrector))
+    check_outputs([out], force, inputs=_paths(base, corrector))
     base_info = read_base(base)
     data, stored = _fitting(corrector, base_info, type)
     write_stored_sidecar(out, data, stored, base_info, force=force)
@@ -128,7 +127,7 @@ def unpack(
     if out is None and base_out is None:
         raise ValueError("out=None, base_out=None: give at least one of them")
     outputs = [base_out, None if folder else out]
-    _check_outputs([output for output in outputs if output is not None], force, inputs=[path])
+    check_outputs([output for output in outputs if output is not None], force, inputs=[path])
     if folder and out is not None:
         check_folder_output(out, force)
     source = None if out is None else _source_to_unpack(path, folder and base_out is None)
@@ -196,12 +195,3 @@ def _check_origin(source: Source, claimed: BaseInfo, base: BaseInfo) -> None:
 
 def _paths(base: AnyPath, corrector: AnyPath | CorrectorData) -> list[AnyPath]:
     return [base] if isinstance(corrector, CorrectorData) else [base, corrector]
-
-
-def _check_outputs(outputs: Iterable[AnyPath], force: bool, inputs: Iterable[AnyPath]) -> None:
-    """Check before any work that outputs can be made and are no inputs."""
-    for out in outputs:
-        for path in inputs:
-            if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
-                raise FileExistsError(f"{os.fspath(out)} is an input; give another name")
-        check_output(out, force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 
 from loradrop._core import CorrectorError
 from loradrop_convert.corrector import FloatArray
+from loradrop_convert.safetensors_file import RawTensor
+
+_SAFETENSORS_TYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"}
 
 
 def read_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, FloatArray]:
@@ -23,6 +26,35 @@ def read_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, FloatAr
         If PyTorch is not installed, or the file is not a state dict that can be read safely.
     """
     torch = _import_torch(path)
+    tensors = _wanted_tensors(torch, path, wanted)
+    return {name: np.asarray(tensor.to(torch.float32).numpy()) for name, tensor in tensors.items()}
+
+
+def read_raw_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, RawTensor]:
+    """Return those tensors of a file whose names are wanted, as they are; their data is read when it is asked for.
+
+    Raises
+    ------
+    CorrectorError
+        As `read_pytorch`, or if a tensor is not of floating point.
+    """
+    torch = _import_torch(path)
+    tensors = {}
+    for name, tensor in _wanted_tensors(torch, path, wanted).items():
+        kind = _SAFETENSORS_TYPES.get(str(tensor.dtype))
+        if kind is None:
+            expected = ", ".join(_SAFETENSORS_TYPES)
+            raise CorrectorError(f"{path}: tensor {name} has type {tensor.dtype}, expected one of {expected}")
+        size = tensor.numel() * tensor.element_size()
+        tensors[name] = RawTensor(kind, list(tensor.shape), size, _blocks(torch, tensor))
+    return tensors
+
+
+def _blocks(torch: Any, tensor: Any) -> Iterator[memoryview]:
+    yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _wanted_tensors(torch: Any, path: Path, wanted: Callable[[str], bool]) -> dict[str, Any]:
     state = _load(torch, path)
     if not isinstance(state, dict):
         raise CorrectorError(f"{path}: holds a {type(state).__name__}, expected a state dict")
@@ -31,7 +63,7 @@ def read_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, FloatAr
         if isinstance(name, str) and wanted(name):
             if not isinstance(tensor, torch.Tensor):
                 raise CorrectorError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
-            tensors[name] = np.asarray(tensor.detach().to(torch.float32).numpy())
+            tensors[name] = tensor.detach()
     return tensors
 
 

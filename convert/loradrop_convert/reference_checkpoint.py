@@ -73,6 +73,17 @@ def reference_layers(n_layer: int) -> list[int]:
     return sorted(layers, key=lambda i: abs(i - n_layer / 2))
 
 
+def is_reference_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder's config says that it is a checkpoint of the reference code."""
+    config = Path(path) / CONFIG
+    return config.is_file() and read_json(config).values.get("model_type") == MODEL_TYPE
+
+
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that hold a checkpoint's weights: those that its index names, else those there are."""
+    return _indexed_files(Path(path)) or _weight_files(Path(path))
+
+
 def _name(layer: int, part: str) -> str:
     return f"model.layers.{layer}.lora_adapter.{part}.weight"
 
@@ -132,12 +143,13 @@ def _read_file(path: Path, names: set[str]) -> dict[str, FloatArray]:
     return {name: file.read(name) for name in file.entries if name in names}
 
 
-def _indexed_files(folder: Path, names: set[str]) -> list[Path]:
-    """Return the shards that hold the tensors, none if the folder has no index."""
+def _indexed_files(folder: Path, names: set[str] | None = None) -> list[Path]:
+    """Return the shards that hold the tensors, all shards without names; none if the folder has no index."""
     for index in _INDEXES:
         if (folder / index).is_file():
             config = read_json(folder / index)
             shards = config.need("weight_map", dict)
+            names = set(shards) if names is None else names
             if missing := sorted(names - shards.keys()):
                 raise config.failure(f"weight_map does not name {missing[0]}")
             files = sorted({str(shards[name]) for name in names})

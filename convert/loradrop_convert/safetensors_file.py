@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +17,30 @@ from loradrop._core import CorrectorError
 from loradrop_convert.corrector import FloatArray
 
 _MAX_HEAD = 100_000_000  # the format's own limit
+_BLOCK = 1 << 22
 _TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor of any type, to be written as it is.
+
+    Attributes
+    ----------
+    dtype : str
+        The format's name of its type.
+    shape : list of int
+        In PyTorch's order.
+    n_bytes : int
+        Size of the data.
+    blocks : iterable of bytes
+        The data, made when it is asked for, once.
+    """
+
+    dtype: str
+    shape: list[int]
+    n_bytes: int
+    blocks: Iterable[bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -87,24 +111,48 @@ class SafetensorsFile:
             data = (data.astype(np.uint32) << 16).view(np.float32)
         return data.astype(np.float32).reshape(shape)
 
+    def raw(self, name: str) -> RawTensor:
+        """Return a tensor as it is in the file."""
+        entry = self.entries[name]
+        first, last = entry["data_offsets"]
+        return RawTensor(entry["dtype"], entry["shape"], last - first, self._blocks(first, last))
+
+    def _blocks(self, first: int, last: int) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            file.seek(self.begin + first)
+            for offset in range(first, last, _BLOCK):
+                yield file.read(min(_BLOCK, last - offset))
+
 
 def write_safetensors(path: Path, tensors: dict[str, FloatArray]) -> None:
     """Write float32 tensors."""
+    write_raw_safetensors(
+        path, {name: RawTensor("F32", list(t.shape), t.nbytes, _float_blocks(t)) for name, t in tensors.items()}
+    )
+
+
+def write_raw_safetensors(path: Path, tensors: Mapping[str, RawTensor]) -> None:
+    """Write tensors of any type, block by block."""
     entries = {}
     offset = 0
     for name, tensor in tensors.items():
         entries[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + tensor.n_bytes],
         }
-        offset += tensor.nbytes
+        offset += tensor.n_bytes
     head = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     head = head.ljust(-(-len(head) // 8) * 8)  # the format asks for alignment to 8
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for tensor in tensors.values():
-            file.write(tensor.astype("<f4", order="C", copy=False).tobytes())
+            for block in tensor.blocks:
+                file.write(block)
+
+
+def _float_blocks(tensor: FloatArray) -> Iterator[bytes]:
+    yield tensor.astype("<f4", order="C", copy=False).tobytes()
 
 
 def _is_entry(entry: Any) -> bool:

@@ -11,8 +11,16 @@ import click
 from loradrop import __version__
 
 COMMANDS = {
+    "analyze": "loradrop.cli.analyze",
+    "calibrate": "loradrop.cli.calibrate",
+    "convert": "loradrop.cli.convert",
     "generate": "loradrop.cli.generate",
+    "inspect": "loradrop.cli.inspect",
     "models": "loradrop.cli.models",
+    "pack": "loradrop.cli.pack",
+    "perplexity": "loradrop.cli.perplexity",
+    "train": "loradrop.cli.train",
+    "unpack": "loradrop.cli.unpack",
 }
 
 
