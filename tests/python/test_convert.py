@@ -24,8 +24,10 @@ from loradrop import cli
 from loradrop._core import Context, Corrector, CorrectorError, Model, ModelError
 from loradrop_convert import llama_converter
 from loradrop_convert.convert import convert, outtypes, sidecar_path
+from loradrop_convert.folder import write_folder
 from loradrop_convert.reference_base import write_reference_base
 from reference import Decoder, Entry
+from test_corrector_files import as_data
 from tiny import PIECES, TinyModel, as_stored, make_corrector, make_model, vocabulary, write_gguf
 
 torch = pytest.importorskip("torch")
@@ -121,7 +123,8 @@ def write_reference(folder: Path, model: TinyModel, how: str = "safetensors", **
     theirs = {"model_type": "qwen2_lora_drop", "architectures": ["Qwen2_Lora_DropForCausalLM"], "lora_rank": 8}
     values = json.loads((folder / "config.json").read_text()) | theirs | config
     (folder / "config.json").write_text(json.dumps(values))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2_Lora_DropTokenizer"}))
+    tokenizer_config = {"tokenizer_class": "Qwen2_Lora_DropTokenizer", "model_max_length": 99}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (folder / "training_args.bin").write_bytes(b"not weights")
     return folder
 
@@ -200,9 +203,13 @@ def test_llama(tmp_path: Path) -> None:
 
 
 def test_q8_0(tmp_path: Path, checkpoint: Path, tiny: TinyModel) -> None:
-    convert(checkpoint, tmp_path / "model.gguf", outtype="q8_0")
-    assert types_of(tmp_path / "model.gguf")["blk.1.attn_q.weight"] == "Q8_0"
-    assert_is_transformers(tmp_path / "model.gguf", tiny, least=0.999)
+    out, folder = tmp_path / "model.gguf", tmp_path / "corrector"
+    write_folder(folder, as_data(make_corrector(tiny, "segment", segments=[(2, 5)])))
+    options = ["--outtype", "q8_0", "--corrector", folder, "--corrector-type", "q8_0"]
+    assert run("convert", checkpoint, "-o", out, *options).exit_code == 0
+    types = types_of(out)
+    assert (types["blk.1.attn_q.weight"], types["lora_drop.seg.0.a.weight"]) == ("Q8_0", "Q8_0")
+    assert_is_transformers(out, tiny, least=0.999)
 
 
 # --- correctors ---------------------------------------------------------------------------------
@@ -282,6 +289,10 @@ def test_the_model_in_a_reference_checkpoint_stays_as_it_is(tmp_path: Path, tiny
     expected = {
         name: t for name, t in weights(folder).items() if "lora_adapter" not in name and "post_lora" not in name
     }
+    config, base_config = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "base"))
+    assert base_config == config | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    tokenizer_config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    assert tokenizer_config == {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 99}
     actual = weights(tmp_path / "base")
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -306,6 +317,7 @@ def fails(folder: Path, says: str, *arguments: object) -> None:
 
 
 def test_refused_before_any_work(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "no converter can be started")
     there = tmp_path / "there.gguf"
     there.write_text("mine")
     (tmp_path / "model.lora-drop.gguf").write_text("mine")
