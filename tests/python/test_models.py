@@ -55,11 +55,11 @@ def test_pulled_model_is_the_right_file_and_answers(smollm2: Path) -> None:
     assert hashlib.sha256(smollm2.read_bytes()).hexdigest() == model.sha256
     assert smollm2 in list_models()
     assert [path.name for path in models_dir().glob(".*")] == []
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "What color is the sky on a clear day?"}]
     with Llama("smollm2", n_ctx=256) as llm:
         assert llm.model_path == "smollm2"
         answer = llm.create_chat_completion(question, temperature=0, max_tokens=20)
-    assert "Paris" in str(answer)
+    assert "blue" in str(answer)
 
 
 def test_cached_model_is_not_pulled_again(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
