@@ -529,14 +529,6 @@ def test_open_stream_ends(llm: Llama, act: str) -> None:
     assert [reason_of(chunk) for chunk in stream] == [None]
 
 
-@pytest.fixture
-def ctrl_c_raises() -> Iterator[None]:
-    """Python's own handler, also where the tests run in the background and SIGINT is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_leaves_the_object_usable(files: dict[str, Path]) -> None:
     with Llama(files["drop"], n_ctx=100_000, n_threads=1) as llm:

@@ -426,6 +426,7 @@ def test_no_room(tmp_path: Path, checkpoint: Path, tiny: TinyModel, what: str) -
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize("interrupt", [True, False])
 def test_interrupted(tmp_path: Path, checkpoint: Path, interrupt: bool) -> None:
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")

@@ -367,6 +367,7 @@ def test_outputs_that_are_there_stay(tmp_path: Path, base: Path, corrector: Path
     assert sha256(there) == sha256(packed)
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, None])
 def test_interrupted(tmp_path: Path, base: Path, corrector: Path, interrupt: signal.Signals | None) -> None:
     out = tmp_path / "out.gguf"

@@ -49,7 +49,7 @@ from loradrop.models import resolve_model
     show_default=True,
     help="Windows to take, evenly spread over the texts; 0 for all.",
 )
-@click.option("--parallel", type=int, help="Windows decoded at once. [default: up to 64, with 2 GiB of K/V]")
+@click.option("--parallel", type=int, help="Windows decoded at once. [default: 64, fewer if K/V took 2 GiB]")
 @click.option("--threads", type=int, help="Threads of all points together. [default: one for each processor]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

@@ -89,8 +89,8 @@ class Batch:
 class Lockstep:
     """Decodes windows with several contexts, token by token, and compares them at each token.
 
-    So no logits have to be kept, and the contexts can run on one thread each, which does more than all threads on one
-    context after the other.
+    So no logits have to be kept. Contexts decode side by side on few threads each, rather than in turn on all threads:
+    threads of one decode wait for each other at every operation, those of two do not.
 
     Parameters
     ----------
