@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,12 +10,11 @@ from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
 from loradrop.self_text import write_texts
 from loradrop.state_store import Tokens
-from loradrop.text_files import read_texts
 
 
 def gather_windows(
     model: Model,
-    paths: Sequence[str | os.PathLike[str]],
+    texts: Mapping[str, str],
     n_read: int | None,
     n_written: int,
     n_tokens: int,
@@ -31,10 +29,10 @@ def gather_windows(
     ----------
     model : Model
         Tokenises, and writes.
-    paths : sequence of path
-        Files of text, UTF-8.
+    texts : mapping of str to str
+        Name -> text.
     n_read : int, optional
-        The most windows to take from all files together, evenly spread over them; None takes all.
+        The most windows to take from all texts together, evenly spread over them; None takes all.
     n_written : int
         How many windows the model writes itself.
     n_tokens : int
@@ -46,10 +44,8 @@ def gather_windows(
 
     Raises
     ------
-    FileNotFoundError
-        If a file is not there.
     ValueError
-        If there is no text, a file is not UTF-8, or shorter than a window.
+        If there is no text, or one is shorter than a window.
     """
     done = 0
 
@@ -60,8 +56,8 @@ def gather_windows(
             progress("texts written by the model", done, n_written)
 
     parts = []
-    if paths:
-        parts.append(text_windows(model, read_texts(paths), n_tokens, n_read))
+    if texts:
+        parts.append(text_windows(model, texts, n_tokens, n_read))
     if n_written:
         parts.append(write_texts(model, n_written, n_tokens, seed=seed, n_threads=n_threads, advance=advance))
     if not parts:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loradrop._core import Context, Model, Sampler
 from loradrop.chat import ChatTemplate, model_template
 from loradrop.checks import check_float, check_int
+from loradrop.state_store import States, Tokens
 
 N_PARALLEL = 16  # sequences at once; a batch of them costs little more than one
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}loradrop\N{OBJECT REPLACEMENT CHARACTER}"
@@ -25,7 +25,9 @@ def write_texts(
     min_p: float = 0.02,
     n_threads: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> NDArray[np.int32]:
+    capture: Sequence[int] = (),
+    observe: Callable[[Tokens, dict[int, States]], None] | None = None,
+) -> Tokens:
     """Let a model write texts: dialogues, both sides of them, where it has a chat template.
 
     The model is given the beginning of a user's turn and goes on, as in Magpie (arXiv 2406.08464); where it ends its
@@ -44,6 +46,11 @@ def write_texts(
         0 lets the core choose.
     advance : callable, optional
         Called after each round with the number of texts done in it.
+    capture : sequence of int
+        Layers whose outputs `observe` is given, -1 for the first one's input to n_layer - 2.
+    observe : callable, optional
+        Called after each round with its texts, int32 [n, n_tokens], and with layer -> float16 [n, n_tokens, n_embd]:
+        the states of every token, from the very passes that write. The texts are the same with it and without.
 
     Returns
     -------
@@ -68,24 +75,34 @@ def write_texts(
         n_threads=n_threads,
         n_threads_batch=n_threads,
         kv_unified=False,
+        capture=capture,
     )
-    texts: list[NDArray[np.int32]] = []
+    texts: list[Tokens] = []
     while len(texts) < n_texts:
         n = min(n_parallel, n_texts - len(texts))
         samplers = [
             Sampler(model, temperature=temperature, top_k=0, top_p=1.0, min_p=min_p, seed=seed + len(texts) + i)
             for i in range(n)
         ]
-        texts += _write_round(context, model, samplers, n_tokens, turns)
+        states = {layer: np.empty((n, n_tokens, model.n_embd), np.float16) for layer in capture}
+        written = _write_round(context, model, samplers, n_tokens, turns, None if observe is None else states)
+        texts += list(written)
         context.clear()
+        if observe is not None:
+            observe(written, states)
         if advance is not None:
             advance(n)
     return np.stack(texts)
 
 
 def _write_round(
-    context: Context, model: Model, samplers: list[Sampler], n_tokens: int, turns: list[list[int]]
-) -> list[NDArray[np.int32]]:
+    context: Context,
+    model: Model,
+    samplers: list[Sampler],
+    n_tokens: int,
+    turns: list[list[int]],
+    states: dict[int, States] | None,
+) -> Tokens:
     """Write one text for each sampler, all in step; `turns` are what stands before each turn, over and over."""
     n = len(samplers)
     texts = np.empty((n, n_tokens), np.int32)
@@ -101,9 +118,13 @@ def _write_round(
                     given[i] = list(turn) if turn[:1] == [token] else [token, *turn]
                     n_turns[i] += 1
             texts[i, position] = given[i].pop(0)
-        if position + 1 < n_tokens:
+        # nothing follows the last token, so that only its states can be asked for
+        if position + 1 < n_tokens or states is not None:
             context.decode(texts[:, position].tolist(), seq_ids=range(n), positions=[position] * n, outputs=[True] * n)
-    return list(texts)
+        for layer, kept in (states or {}).items():
+            with np.errstate(over="ignore"):  # who keeps them refuses infinity
+                kept[:, position] = context.states(layer)
+    return texts
 
 
 def _turns(model: Model) -> list[list[int]]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -101,13 +102,15 @@ class StateWriter:
         self.done = _n_done(self._folder)
         self._files = {name: self._open(name, (*tokens.shape, width)) for name, width in widths.items()}
 
-    def append(self, states: Mapping[str, NDArray[np.float32]]) -> None:
+    def append(self, states: Mapping[str, NDArray[np.floating[Any]]], tokens: Tokens | None = None) -> None:
         """Write the states of the next texts.
 
         Parameters
         ----------
-        states : mapping of str to float32 array [n, n_tokens, width]
+        states : mapping of str to float array [n, n_tokens, width]
             Name -> states, for all names of the writer.
+        tokens : int32 array [n, n_tokens], optional
+            Replaces what the writer was made with, where texts come to be only with their states.
 
         Raises
         ------
@@ -120,6 +123,10 @@ class StateWriter:
             if not largest < F16_MAX:
                 raise ValueError(f"{name}: a state of {largest:g}; float16 holds {F16_MAX:g}")
             file[self.done : self.done + n] = states[name]
+        if tokens is not None:
+            known = np.load(self._folder / "tokens.npy", mmap_mode="r+")
+            known[self.done : self.done + n] = tokens
+            known.flush()
         self.done += n
         _write_done(self._folder, self.done)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loradrop._core import Corrector, Model
-from loradrop.calibrate import segment
-from loradrop.calibrate.calibrate import CalibrateOptions, block_length, calibrate, nested_blocks
+from loradrop.calibrate import layers, segment
+from loradrop.calibrate.blocks import block_length, nested_blocks, places
+from loradrop.calibrate.calibrate import calibrate
 from loradrop.calibrate.candidate import measure
-from loradrop.calibrate.layers import Steps, carried, features, fit_layers
-from loradrop.calibrate.pairs import Pairs, pairs
+from loradrop.calibrate.collect import collect
+from loradrop.calibrate.engine_states import engine_states
+from loradrop.calibrate.job import Job
+from loradrop.calibrate.layers import Steps, corrected, fit_layers
+from loradrop.calibrate.options import CalibrateOptions
+from loradrop.calibrate.pairs import LoraSteps, Pairs, every_token
 from loradrop.calibrate.ridge import Moments, fit_gate, reduced_rank, ridge
+from loradrop.calibrate.schedule import single_steps
 from loradrop.calibrate.segment import SegmentFit, fit_hidden, fit_linear, predict
 from loradrop.cli import main
 from loradrop.self_text import write_texts
 from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
 from loradrop_convert.base import read_base
-from reference import replacement
-from tiny import make_model, write_gguf
+from reference import Entry, replacement
+from test_capture import RecordingDecoder
+from tiny import make_corrector, make_model, write_gguf
 
 N_LAYER = 8
 N_EMBD = 32
@@ -56,8 +64,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StateStore:
     return StateStore(folder)
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def options(**more: object) -> CalibrateOptions:
-    chosen = {"rhos": (0.25, 0.375), "k": 2, "rank": 8, "hidden": 16, "seconds": 3.0, "n_threads": 1} | more
+    chosen = {"rhos": (0.25, 0.375), "k": 2, "rank": 8, "hidden": 16, "seconds": 1.5, "n_threads": 1} | more
     return CalibrateOptions(**chosen)  # type: ignore[arg-type]
 
 
@@ -103,18 +120,33 @@ def test_gate_is_the_best_of_each_channel() -> None:
 
 def test_pairs_are_tokens_and_their_anchors(store: StateStore) -> None:
     x, y = store.inputs(2)[3].astype(np.float32), store.inputs(5)[3].astype(np.float32)
-    for distance, p in zip((1, 6), pairs(store, (2, 4), (1, 6), [3]), strict=True):
-        first = max(4, distance)
-        np.testing.assert_array_equal(p.x, x[first:])
-        np.testing.assert_array_equal(p.y, y[first:])
-        np.testing.assert_array_equal(p.x_r, x[first - distance : len(x) - distance])
-        np.testing.assert_array_equal(p.y_r, y[first - distance : len(x) - distance])
+    anchors = slice(4, 34)
+    for distance, p in zip((1, 6), every_token(store, 6).pairs((2, 4), (1, 6), [3]), strict=True):
+        now = slice(4 + distance, 34 + distance)
+        np.testing.assert_array_equal(p.x, x[now])
+        np.testing.assert_array_equal(p.y, y[now])
+        np.testing.assert_array_equal(p.x_r, x[anchors])
+        np.testing.assert_array_equal(p.y_r, y[anchors])
+
+
+def test_anchors_may_have_states_of_their_own(tmp_path: Path, store: StateStore) -> None:
+    anchors = np.array([9, 12, 15])
+    own = np.random.default_rng(5).standard_normal((6, 3, N_EMBD)).astype(np.float16)
+    writer = StateWriter(tmp_path, store.tokens[:, anchors], {inputs_name(i): N_EMBD for i in (2, 5)})
+    writer.append({inputs_name(2): own, inputs_name(5): own + 1})
+    steps = LoraSteps(store, anchors, 2, range(6), StateStore(tmp_path))
+    for distance, p in zip((1, 2), steps.pairs((2, 4), (1, 2), [3]), strict=True):
+        np.testing.assert_array_equal(p.x, store.inputs(2)[3][anchors + distance])
+        np.testing.assert_array_equal(p.y, store.inputs(5)[3][anchors + distance])
+        np.testing.assert_array_equal(p.x_r, own[3])
+        np.testing.assert_array_equal(p.y_r, own[3] + 1)
+    assert steps.of_texts(3).texts == [0, 2, 4]
 
 
 def test_prediction_is_the_rule(store: StateStore) -> None:
-    fit = SegmentFit(rank=4, hidden=8, steps=3)
-    parts = fit_hidden(store, (2, 4), fit_linear(store, (2, 4), fit), fit)
-    (p,) = pairs(store, (2, 4), [2], [0])
+    fit, steps = SegmentFit(rank=4, hidden=8, steps=3), every_token(store, 3)
+    parts = fit_hidden(steps, (2, 4), fit_linear(steps, (2, 4), fit), fit)
+    (p,) = steps.pairs((2, 4), [2], [0])
     for t in range(len(p.x)):
         expected = replacement("segment", parts, 1.0, p.x[t], (p.x_r[t], p.y_r[t]), p.y_r[t])
         np.testing.assert_allclose(predict(parts, p)[t], expected, atol=1e-4)
@@ -140,14 +172,14 @@ def test_gradients_are_those_of_the_loss() -> None:
 
 
 def test_hidden_layer_beats_the_linear_part(store: StateStore) -> None:
-    fit = SegmentFit(rank=8, hidden=64, steps=300, distances=(1,))
-    linear = fit_linear(store, (2, 4), fit)
+    fit, steps = SegmentFit(rank=8, hidden=64, steps=300), every_token(store, 1)
+    linear = fit_linear(steps, (2, 4), fit)
 
     def error(parts: segment.Parts) -> float:
-        return float(np.mean([((predict(parts, p) - p.y) ** 2).mean() for p in pairs(store, (2, 4), (1,), range(6))]))
+        return float(np.mean([((predict(parts, p) - p.y) ** 2).mean() for p in steps.pairs((2, 4), (1,))]))
 
     before = error(linear)
-    assert error(fit_hidden(store, (2, 4), linear, fit)) < 0.8 * before
+    assert error(fit_hidden(steps, (2, 4), linear, fit)) < 0.8 * before
 
 
 @pytest.mark.parametrize("reuse", ["previous-state", "anchor-state", "anchor-delta"])
@@ -161,21 +193,33 @@ def test_layers_see_what_those_below_leave(store: StateStore, reuse: str) -> Non
         previous = y_r
         for d in range(1, k + 1):
             previous = x[d] = replacement(reuse, fitted[layer], 1.0, x[d], (x_r, y_r), previous)
-    steps = Steps(store, 2, text, k)
+    y = None
     for layer in range(2, 5):
-        y = carried(reuse, fitted[layer], steps)
-        y = y + features(reuse, steps) @ fitted[layer]["a"].T @ fitted[layer]["b"].T
-        if layer < 4:
-            steps = Steps(store, layer + 1, text, k)
-            steps.x = y
+        y = corrected(reuse, fitted[layer], Steps(every_token(store, k), layer, text, y))
+    assert y is not None
     for d in range(1, k + 1):
         np.testing.assert_allclose(y[d - 1, anchor - 4], x[d], atol=1e-3)
 
 
+@pytest.mark.parametrize("reuse", ["previous-state", "anchor-state", "anchor-delta"])
+def test_layers_are_fitted_to_what_those_below_leave(store: StateStore, reuse: str) -> None:
+    fitted, samples = fit_layers(store, reuse, (2, 4), 4, 3), every_token(store, 3)
+    at_top = []
+    for text in range(6):
+        x = None
+        for layer in (2, 3):
+            x = corrected(reuse, fitted[layer], Steps(samples, layer, text, x))
+        at_top.append(Steps(samples, 4, text, x))
+    expected = layers._fit(reuse, lambda: at_top, 4)
+    for name, part in fitted[4].items():
+        np.testing.assert_allclose(part, expected[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("refresh", ["refill", "single"])
 @pytest.mark.parametrize("reuse", ["segment", "anchor-delta", "anchor-state", "previous-state"])
-def test_correction_helps(tmp_path: Path, model_path: Path, texts: Tokens, reuse: str) -> None:
-    corrector, reports = calibrate(model_path, texts, options(reuse=reuse, first=3))
-    assert corrector.reuse == reuse
+def test_correction_helps(tmp_path: Path, model_path: Path, texts: Tokens, reuse: str, refresh: str) -> None:
+    corrector, reports = calibrate(model_path, texts, options(reuse=reuse, first=3, refresh=refresh))
+    assert corrector.reuse == reuse and {report.point.refresh for report in reports} == {refresh}
     nothing = {name: np.zeros_like(tensor) for name, tensor in corrector.tensors.items()}
     bare = measure(
         Model(str(model_path)),
@@ -184,7 +228,7 @@ def test_correction_helps(tmp_path: Path, model_path: Path, texts: Tokens, reuse
         [(dataclasses.replace(corrector, tensors=nothing), 0.375)],
         tmp_path,
         k=2,
-        refresh="refill",
+        refresh=refresh,
         kv_window=64,
         n_threads=1,
     )
@@ -201,10 +245,133 @@ def test_best_place_and_rule_are_found(model_path: Path, texts: Tokens) -> None:
     assert corrector.rho == 0.25 and corrector.k == 2
 
 
+def job(model_path: Path, folder: Path, **more: object) -> Job:
+    return Job(Model(str(model_path)), read_base(model_path), options(**more), folder, lambda *_: None)
+
+
+def test_states_of_read_and_written_texts_come_from_one_pass(tmp_path: Path, model_path: Path, texts: Tokens) -> None:
+    model, layers = Model(str(model_path)), [3, 5, 6]
+    store, judged = collect(job(model_path, tmp_path), texts[:20], 22, layers)
+    written = write_texts(model, 22, 48, n_threads=1)
+    np.testing.assert_array_equal(judged, [*texts[:20:8], *written[:3]])
+    read = [text for i, text in enumerate(texts[:20]) if i % 8]
+    np.testing.assert_array_equal(store.tokens, [*read, *written[3:]])
+    alone = engine_states(model, store.tokens, layers, tmp_path / "alone", n_threads=1)
+    for layer in layers:
+        expected = alone.inputs(layer).astype(np.float32)
+        assert np.abs(store.inputs(layer) - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("refresh", ["refill", "single"])
+def test_each_text_runs_once(model_path: Path, texts: Tokens, refresh: str) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def note(what: str, done: int, total: int) -> None:
+        seen.setdefault(what.split(", loss")[0], []).append((done, total))
+
+    chosen = options(hidden=8, seconds=0.2, refresh=refresh)
+    calibrate(model_path, texts[:20], chosen, n_written=20, progress=note)
+    expected = {
+        "states of the full model": 17,
+        "texts written by the model": 20,
+        "places": 2,
+        "rules": 4,
+    }
+    for what, total in expected.items():
+        assert [n for n, _ in seen[what]] == sorted({n for n, _ in seen[what]}), f"{what} begins anew"
+        assert {t for _, t in seen[what]} == {total} and seen[what][-1][0] == total
+    anchors = [calls for name, calls in seen.items() if name.startswith("anchors")]
+    if refresh == "single":
+        assert anchors and all(calls == [(0, 35), (16, 35), (32, 35), (35, 35)] for calls in anchors)
+    else:
+        assert not anchors
+    decoding = {"decoding with places", "decoding with rules", "decoding with the corrector"}
+    assert {name for name in seen if not name.startswith(("anchors", "layers"))} == {*expected, *decoding}
+
+
+def test_candidates_are_judged_on_little(model_path: Path) -> None:
+    totals: dict[str, int] = {}
+    texts = np.random.default_rng(6).integers(3, 320, (72, 130), np.int32)
+    chosen = options(rhos=(0.25,), hidden=0, reuse="segment")
+    calibrate(model_path, texts, chosen, progress=lambda what, _, total: totals.update({what: total}))
+    assert totals["decoding with places"] == 8 * 127
+    assert totals["decoding with the corrector"] == 9 * 129
+
+
+def test_anchors_of_single_are_those_of_the_schedule(tmp_path: Path, texts: Tokens) -> None:
+    """The reference decodes with a corrector that changes a lot, which the anchors must not depend on."""
+    tiny, block, k, n_prompt = make_model(n_layer=N_LAYER, n_embd=N_EMBD, n_head=2, n_head_kv=1, n_ff=48), (2, 4), 2, 12
+    write_gguf(tmp_path / "model.gguf", tiny)
+    task, texts = job(tmp_path / "model.gguf", tmp_path, k=k), texts[:18]
+    layers = range(block[0], block[1] + 2)
+    store = engine_states(task.model, texts, layers, tmp_path / "states", n_threads=1)
+    steps = single_steps(task, store, block, layers)
+    np.testing.assert_array_equal(steps.anchors, range(n_prompt - 1, 48 - k, k + 1))
+    for text in (0, 15, 17):
+        reference = RecordingDecoder(tiny, make_corrector(tiny, "segment", segments=[block]), [2, 3, 4], k, "single")
+        reference.decode([Entry(0, texts[text, :n_prompt].tolist())])
+        kinds = []
+        for token in texts[text, n_prompt:]:
+            reference.decode([Entry(0, [int(token)])])
+            kinds.append(reference.last_step)
+        assert [i for i, kind in enumerate(kinds, n_prompt) if kind == "full" and i < 48 - k] == steps.anchors[
+            1:
+        ].tolist()
+        for layer in layers:
+            expected = np.stack([reference.states[layer - 1, 0, r] for r in steps.anchors])
+            error = np.abs(steps.anchor_inputs(layer, text) - expected).max(-1) / np.abs(expected).max()
+            assert error.max() < 3e-3, layer
+            if layer > block[0]:  # a test that the full model would pass too would show nothing
+                full = np.abs(steps.inputs(layer, text, 0) - expected).max(-1) / np.abs(expected).max()
+                assert full[0] < 3e-3 and np.median(full[1:]) > 0.03
+    (p,) = steps.pairs(block, [2], [15])
+    np.testing.assert_array_equal(p.y_r, steps.anchor_inputs(5, 15))
+    np.testing.assert_array_equal(p.y, store.inputs(5)[15][steps.anchors + 2])
+
+
+def test_states_that_do_not_fit_on_the_disk(model_path: Path, temporary: Path) -> None:
+    shown: list[object] = []
+    message = (
+        rf"^{temporary}/loradrop-\w+: the states take \d+ bytes .* of the \d+ that are free.*fewer windows.*TMPDIR"
+    )
+    with pytest.raises(ValueError, match=message):
+        calibrate(
+            model_path,
+            np.empty((0, 512), np.int32),
+            options(),
+            n_written=10**9,
+            progress=lambda *what: shown.append(what),
+        )
+    assert not shown and not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    "stage", ["texts written", "decoding with places", "rules", "anchors", "decoding with the corrector"]
+)
+def test_an_interrupt_leaves_nothing(tmp_path: Path, model_path: Path, temporary: Path, stage: str) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith(stage):
+            assert list(temporary.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(
+            model_path,
+            np.empty((0, 40), np.int32),
+            options(hidden=0, refresh="single"),
+            n_written=24,
+            progress=interrupt,
+        )
+    assert not list(temporary.iterdir())
+
+
 def test_nested_blocks_share_their_end() -> None:
     assert nested_blocks(3, [2, 4], 8) == [(5, 6), (3, 6)]
     with pytest.raises(ValueError, match="layers 1 to 6 can drop"):
         nested_blocks(4, [4], 8)
+    assert places(3, 8) == [3, 4] and places(6, 8) == [1] and places(15, 30) == [3, 5, 8, 11, 14]
+    with pytest.raises(ValueError, match="a block of 7 of 8 layers: at most 6 can drop"):
+        places(7, 8)
     assert block_length(0.5, 7) == 4
     with pytest.raises(ValueError, match="drops none of 8 layers"):
         block_length(0.05, 8)
@@ -224,3 +391,8 @@ def test_command_writes_a_sidecar(tmp_path: Path, model_path: Path) -> None:
 def test_too_little_text_is_refused(model_path: Path, texts: Tokens) -> None:
     with pytest.raises(ValueError, match="7 windows of text: give at least 16"):
         calibrate(model_path, texts[:7], options())
+    with pytest.raises(ValueError, match="window=11: too short for k=2; give 12 or more"):
+        calibrate(model_path, texts[:, :11], options())
+    longest = Model(str(model_path)).n_ctx_train
+    with pytest.raises(ValueError, match=rf"window={longest + 1}: .* trained with texts of {longest} tokens"):
+        calibrate(model_path, np.zeros((16, longest + 1), np.int32), options())

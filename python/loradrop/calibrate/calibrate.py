@@ -5,81 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from loradrop._core import Model
-from loradrop.calibrate.candidate import layer_data, measure, segment_data
-from loradrop.calibrate.engine_states import engine_states
-from loradrop.calibrate.layers import fit_layers
-from loradrop.calibrate.segment import Parts, SegmentFit, fit_hidden, fit_linear
-from loradrop.checks import check_choice, check_float, check_int
+from loradrop.calibrate.blocks import Block, block_length, edges, nested_blocks, places
+from loradrop.calibrate.candidate import layer_data, segment_data
+from loradrop.calibrate.choice import best_place, best_rule
+from loradrop.calibrate.collect import check_room, collect, n_to_judge
+from loradrop.calibrate.job import Job, Progress
+from loradrop.calibrate.layers import fit_block
+from loradrop.calibrate.options import CalibrateOptions
+from loradrop.calibrate.pairs import LoraSteps, every_token
+from loradrop.calibrate.schedule import single_steps
+from loradrop.calibrate.segment import Parts, fit_hidden, fit_linear
 from loradrop.evaluate import PointReport
-from loradrop.options import REFRESH_POLICIES
 from loradrop.state_store import StateStore, Tokens
 from loradrop_convert.base import read_base
-from loradrop_convert.corrector import REUSE_RULES, SEGMENT, CorrectorData
+from loradrop_convert.corrector import SEGMENT, CorrectorData
 
-FIRST_DROPPABLE = 3  # the first three layers and the last one always run, as in the paper
-N_STARTS = 5  # places of a block that are tried
-SMALL_TEXTS = 48  # enough to rank places and rules
-JUDGE_TEXTS = 12  # windows that decide between candidates
+MIN_TEXTS = 16
 WITHIN = 0.05  # nats of NLL that a recommended point may lose
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrateOptions:
-    """What to fit.
-
-    Attributes
-    ----------
-    rhos : sequence of float
-        Shares of the layers that drop; a segment is fitted for each.
-    k : int
-        LoRA steps between two refresh steps.
-    rank, hidden : int
-        Width of the linear part, and of a segment's hidden layer (0 for none).
-    reuse : str, optional
-        The rule; None takes the one that measures best.
-    first : int, optional
-        First layer of the largest block; None takes the place that measures best.
-    refresh : {"refill", "single"}
-        The refresh policy that decides between candidates.
-    kv_window : int
-        With refill: newest tokens whose K/V droppable layers keep.
-    seconds : float
-        Most time for the regression of each segment.
-    n_threads : int
-        0 lets the core choose.
-    seed : int
-    """
-
-    rhos: Sequence[float] = (0.25, 0.5)
-    k: int = 3
-    rank: int = 64
-    hidden: int = 768
-    reuse: str | None = None
-    first: int | None = None
-    refresh: str = "refill"
-    kv_window: int = 64
-    seconds: float = 120.0
-    n_threads: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for rho in self.rhos:
-            check_float("rho", rho, 1e-6, 1.0, below=True)
-        check_int("k", self.k, 1, 64)
-        check_int("rank", self.rank, 1)
-        check_int("hidden", self.hidden, 0)
-        check_float("seconds", self.seconds, 0.0)
-        check_choice("refresh", self.refresh, REFRESH_POLICIES)
-        if self.reuse is not None:
-            check_choice("reuse", self.reuse, REUSE_RULES)
 
 
 def calibrate(
@@ -87,20 +33,24 @@ def calibrate(
     texts: Tokens,
     options: CalibrateOptions,
     *,
+    n_written: int = 0,
     progress: Progress | None = None,
 ) -> tuple[CorrectorData, list[PointReport]]:
     """Fit a corrector to the states that the engine gives for some texts.
 
     A few places of the largest block are tried with a linear fit each, then the rules, each time by decoding windows
-    with them in the engine; the winner is fitted to all texts. One text in eight only judges.
+    with them in the engine; the winner is fitted to all texts. One text in eight only judges. The full model runs over
+    each text once; with ``refresh="single"`` the schedule does so too, once for each block.
 
     Parameters
     ----------
     model_path : path
         A GGUF file.
     texts : int32 array [n_texts, n_tokens]
-        Tokens; 50,000 of them or more are good.
+        Tokens; none of them [0, n_tokens] where the model writes all.
     options : CalibrateOptions
+    n_written : int
+        How many more texts of n_tokens the model writes itself; 25,000 tokens or more in all are good.
     progress : callable, optional
         Called with what is being done, how much of it is done, and of how much.
 
@@ -114,153 +64,99 @@ def calibrate(
     Raises
     ------
     ValueError
-        If there are too few texts, or no block of the asked length.
+        If there are too few texts, or they are too short, or there is no block of the asked length, or no room for
+        the states in the folder of temporary files.
     """
+    n_texts, n_tokens = len(texts) + n_written, texts.shape[1]
+    if n_texts < MIN_TEXTS:
+        raise ValueError(f"{n_texts} windows of text: give at least {MIN_TEXTS}, better 100")
+    if n_tokens < 2 * (options.k + 4):
+        raise ValueError(f"window={n_tokens}: too short for k={options.k}; give {2 * (options.k + 4)} or more")
+    path, show = Path(model_path), progress or (lambda *_: None)
+    model = Model(os.fspath(path))
+    if 0 < model.n_ctx_train < n_tokens:
+        raise ValueError(f"window={n_tokens}: the model was trained with texts of {model.n_ctx_train} tokens")
     with tempfile.TemporaryDirectory(prefix="loradrop-") as folder:
-        return _Calibration(Path(model_path), texts, options, Path(folder), progress or (lambda *_: None)).run()
+        job = Job(model, read_base(path), options, Path(folder), show)
+        return _Calibration(job).run(texts, n_written)
 
 
 class _Calibration:
-    """One run: what its stages share."""
+    """One run from stage to stage.
 
-    def __init__(self, path: Path, texts: Tokens, options: CalibrateOptions, folder: Path, show: Progress) -> None:
-        if len(texts) < 16:
-            raise ValueError(f"{len(texts)} windows of text: give at least 16, better 200")
-        judged = np.arange(len(texts)) % 8 == 0
-        self.train, self.judge = texts[~judged], texts[judged]
-        self.options, self.folder, self.show = options, folder, show
-        self.model, self.base = Model(os.fspath(path)), read_base(path)
-        self.lengths = [block_length(rho, self.model.n_layer) for rho in sorted(options.rhos)]
+    Attributes
+    ----------
+    lengths : list of int
+        Of the blocks, ascending.
+    starts : list of int
+        First layers of the largest block that are tried.
+    """
 
-    def run(self) -> tuple[CorrectorData, list[PointReport]]:
-        first = self.options.first
-        if first is None:
-            first = self._best_first()
-        blocks = nested_blocks(first, self.lengths, self.model.n_layer)
-        reuse = self.options.reuse or self._best_rule(blocks[-1])
-        corrector = self._segments(blocks) if reuse == SEGMENT else self._layers(reuse, blocks[-1])
-        reports = self._measure([(corrector, n) for n in self.lengths], "measuring", self.judge)
-        return with_quality(corrector, reports, self.model.n_layer), reports
+    def __init__(self, job: Job) -> None:
+        self.job, n_layer = job, job.model.n_layer
+        self.lengths = sorted({block_length(rho, n_layer) for rho in job.options.rhos})
+        first = job.options.first
+        self.starts = places(self.lengths[-1], n_layer) if first is None else [first]
 
-    def _best_first(self) -> int:
-        n, last = self.lengths[-1], self.model.n_layer - 2
-        starts = sorted({*np.linspace(FIRST_DROPPABLE, last - n + 1, N_STARTS).astype(int).tolist()})
-        if starts[0] < 1 or starts[0] + n - 1 > last:
-            raise ValueError(f"a block of {n} of {self.model.n_layer} layers: at most {last} can drop; lower rho")
-        store = self._states({*starts, *(start + n for start in starts)}, "small", self.train[:SMALL_TEXTS])
-        fit = self._fit(hidden=0)
-        tried = [segment_data([run], [fit_linear(store, run, fit)]) for run in ((s, s + n - 1) for s in starts)]
-        reports = self._measure([(corrector, n) for corrector in tried], "places")
-        best: int = starts[int(np.argmin([report.total.kl.mean for report in reports]))]
-        return best
+    def run(self, texts: Tokens, n_written: int) -> tuple[CorrectorData, list[PointReport]]:
+        job, layers = self.job, self._layers()
+        check_room(job.folder, self._bytes(len(texts) + n_written, texts.shape[1], len(layers)))
+        store, judged = collect(job, texts, n_written, layers)
+        first = self.starts[0]
+        if len(self.starts) > 1:
+            first = best_place(job, store, self.starts, self.lengths[-1], judged)
+        corrector = self._fit(store, self._blocks(first), judged)
+        reports = job.measure("decoding with the corrector", judged, [(corrector, n) for n in self.lengths])
+        return with_quality(corrector, reports, job.model.n_layer), reports
 
-    def _best_rule(self, block: tuple[int, int]) -> str:
-        store = self._states(set(range(block[0], block[1] + 2)), "rules", self.train[:SMALL_TEXTS])
-        n = block[1] - block[0] + 1
-        tried = {SEGMENT: segment_data([block], [fit_linear(store, block, self._fit(hidden=0))])}
-        for reuse in REUSE_RULES:
-            if reuse != SEGMENT:
-                tried[reuse] = layer_data(
-                    reuse, fit_layers(store, reuse, block, min(self.options.rank, self.model.n_embd), self.options.k)
-                )
-        reports = self._measure([(corrector, n) for corrector in tried.values()], "rules")
-        return list(tried)[int(np.argmin([report.total.kl.mean for report in reports]))]
+    def _blocks(self, first: int) -> list[Block]:
+        return nested_blocks(first, self.lengths, self.job.model.n_layer)
 
-    def _segments(self, blocks: list[tuple[int, int]]) -> CorrectorData:
-        store = self._states({edge for first, last in blocks for edge in (first, last + 1)}, "all", self.train)
-        parts: list[Parts] = []
-        for block in blocks:
-            fit = self._fit(self.options.hidden)
-            fitted = fit_linear(store, block, fit)
-            if fit.hidden:
-                fitted = fit_hidden(store, block, fitted, fit, self._regressing(block, fit.steps))
-            parts.append(fitted)
-        return segment_data(blocks, parts)
+    def _layers(self) -> set[int]:
+        """Return the layers whose inputs any stage may need."""
+        return {layer for first in self.starts for block in self._blocks(first) for layer in self._needed(block)}
 
-    def _layers(self, reuse: str, block: tuple[int, int]) -> CorrectorData:
-        store = self._states(set(range(block[0], block[1] + 2)), "all", self.train)
-        n, rank = block[1] - block[0] + 1, min(self.options.rank, self.model.n_embd)
-        return layer_data(
-            reuse, fit_layers(store, reuse, block, rank, self.options.k, lambda done: self.show("layers", done, n))
-        )
+    def _needed(self, block: Block) -> set[int]:
+        return edges(block) if self.job.options.reuse == SEGMENT else set(range(block[0], block[1] + 2))
 
-    def _regressing(self, block: tuple[int, int], steps: int) -> Callable[[int, float], None]:
+    def _bytes(self, n_texts: int, n_tokens: int, n_layers: int) -> int:
+        of_layer = (n_texts - n_to_judge(n_texts)) * n_tokens * self.job.model.n_embd
+        # single layers are fitted with a layer's LoRA steps in float32
+        steps = 0 if self.job.options.reuse == SEGMENT else 4 * self.job.options.k * of_layer
+        return 2 * n_layers * of_layer + steps
+
+    def _fit(self, store: StateStore, blocks: list[Block], judged: Tokens) -> CorrectorData:
+        job, largest = self.job, blocks[-1]
+        samples = self._steps(store, largest, self._needed(largest))
+        reuse = job.options.reuse or best_rule(job, samples, largest, judged)
+        if reuse != SEGMENT:
+            advance = _shown(job, "layers", largest[1] - largest[0] + 1)
+            return layer_data(reuse, fit_block(samples, reuse, largest, job.rank, advance))
+        smaller = [self._segment(self._steps(store, block, edges(block)), block) for block in blocks[:-1]]
+        return segment_data(blocks, [*smaller, self._segment(samples, largest)])
+
+    def _steps(self, store: StateStore, block: Block, layers: Collection[int]) -> LoraSteps:
+        if self.job.options.refresh == "single":
+            return single_steps(self.job, store, block, layers)
+        return every_token(store, self.job.options.k)
+
+    def _segment(self, samples: LoraSteps, block: Block) -> Parts:
+        fit = self.job.segment_fit(self.job.options.hidden)
+        fitted = fit_linear(samples, block, fit)
+        if not fit.hidden:
+            return fitted
         what = f"layers {block[0]} to {block[1]}"
-        return lambda step, loss: self.show(f"{what}, loss {loss:.4f}", step, steps)
-
-    def _fit(self, hidden: int) -> SegmentFit:
-        return SegmentFit(
-            rank=min(self.options.rank, self.model.n_embd),
-            hidden=hidden,
-            distances=range(1, self.options.k + 1),
-            seconds=self.options.seconds,
-            seed=self.options.seed,
-        )
-
-    def _states(self, layers: set[int], name: str, texts: Tokens) -> StateStore:
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            self.show("states of the full model", done, len(texts))
-
-        return engine_states(
-            self.model,
-            texts,
-            sorted(layers),
-            self.folder / name,
-            n_threads=self.options.n_threads,
-            advance=advance,
-        )
-
-    def _measure(
-        self, candidates: Sequence[tuple[CorrectorData, int]], what: str, windows: Tokens | None = None
-    ) -> list[PointReport]:
-        self.show(f"decoding with {what}", 0, 1)
-        return measure(
-            self.model,
-            self.base,
-            self.judge[:JUDGE_TEXTS] if windows is None else windows,
-            [(corrector, n / self.model.n_layer) for corrector, n in candidates],
-            self.folder,
-            k=self.options.k,
-            refresh=self.options.refresh,
-            kv_window=self.options.kv_window,
-            n_threads=self.options.n_threads,
+        return fit_hidden(
+            samples,
+            block,
+            fitted,
+            fit,
+            lambda step, loss: self.job.show(f"{what}, loss {loss:.4f}", step, fit.steps),
         )
 
 
-def block_length(rho: float, n_layer: int) -> int:
-    """Return how many layers drop at `rho`, as the engine rounds it, and at least one.
-
-    Raises
-    ------
-    ValueError
-        If that is none.
-    """
-    n = int(np.floor(rho * n_layer + 0.5))
-    if n < 1:
-        raise ValueError(f"rho={rho:g} drops none of {n_layer} layers; give {1 / n_layer:g} or more")
-    return n
-
-
-def nested_blocks(first: int, lengths: Sequence[int], n_layer: int) -> list[tuple[int, int]]:
-    """Return blocks of the given lengths, ascending, that all end where the longest ends.
-
-    Later layers lose less when they drop, and a shared end lets blocks share the states above it.
-
-    Raises
-    ------
-    ValueError
-        If the longest does not fit.
-    """
-    last = first + lengths[-1] - 1
-    if first < 1 or last > n_layer - 2:
-        raise ValueError(
-            f"first={first}: a block of {lengths[-1]} layers would end at {last}; layers 1 to {n_layer - 2} can drop"
-        )
-    return [(last - length + 1, last) for length in lengths]
+def _shown(job: Job, what: str, total: int) -> Callable[[int], None]:
+    return lambda done: job.show(what, done, total)
 
 
 def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_layer: int) -> CorrectorData:

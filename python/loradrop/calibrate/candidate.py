@@ -10,10 +10,13 @@ import numpy as np
 from loradrop._core import Model
 from loradrop.calibrate.segment import Parts
 from loradrop.evaluate import Point, PointReport, perplexity
+from loradrop.evaluate.measure import Progress
 from loradrop.state_store import Tokens
 from loradrop_convert.base import BaseInfo
 from loradrop_convert.corrector import CorrectorData, layer_tensor, segment_tensor
 from loradrop_convert.gguf_file import write_sidecar
+
+PROMPT_SHARE = 4  # the first of so many parts of a window is its prompt
 
 
 def segment_data(segments: Sequence[tuple[int, int]], parts: Sequence[Parts]) -> CorrectorData:
@@ -45,6 +48,7 @@ def measure(
     refresh: str,
     kv_window: int,
     n_threads: int,
+    progress: Progress | None = None,
 ) -> list[PointReport]:
     """Decode windows with each corrector at its rho, all beside the full model, and return what each loses.
 
@@ -56,11 +60,27 @@ def measure(
         Corrector and rho.
     folder : path
         For their files.
+    k, refresh, kv_window, n_threads
+        See `Point` and `CalibrateOptions`.
+    progress : callable, optional
+        See `perplexity`.
     """
     points = []
     for index, (corrector, rho) in enumerate(candidates):
         path = folder / f"candidate-{index}.gguf"
         write_sidecar(path, corrector, base, force=True)
         points.append(Point(rho=rho, k=k, refresh=refresh, kv_window=kv_window, corrector=path))
-    report = perplexity(model, windows, points, prompt=windows.shape[1] // 4, n_threads=n_threads or None)
+    report = perplexity(
+        model,
+        windows,
+        points,
+        prompt=prompt_length(windows.shape[1]),
+        n_threads=n_threads or None,
+        progress=progress,
+    )
     return list(report.points)
+
+
+def prompt_length(n_tokens: int) -> int:
+    """Return how many tokens of a window are its prompt."""
+    return n_tokens // PROMPT_SHARE

@@ -38,6 +38,29 @@ def engine_states(
     ValueError
         If the folder holds other states, or a state does not fit into float16.
     """
+    writer = StateWriter(folder, tokens, {inputs_name(layer): model.n_embd for layer in layers})
+    prefill(model, tokens[writer.done :], layers, writer, n_threads=n_threads, advance=advance)
+    return StateStore(folder)
+
+
+def prefill(
+    model: Model,
+    tokens: Tokens,
+    layers: Sequence[int],
+    writer: StateWriter,
+    *,
+    n_threads: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Run texts through the full model and append the inputs of some layers to a store.
+
+    Parameters
+    ----------
+    writer : StateWriter
+        Of the inputs of these layers.
+    model, tokens, layers, n_threads, advance
+        See `engine_states`.
+    """
     n_tokens = tokens.shape[1]
     context = Context(
         model,
@@ -47,11 +70,9 @@ def engine_states(
         n_threads_batch=n_threads,
         capture=[layer - 1 for layer in layers],
     )
-    writer = StateWriter(folder, tokens, {inputs_name(layer): model.n_embd for layer in layers})
-    for text in tokens[writer.done :]:
+    for text in tokens:
         context.clear()
         context.decode(text.tolist())
         writer.append({inputs_name(layer): context.states(layer - 1)[None] for layer in layers})
         if advance is not None:
             advance(1)
-    return StateStore(folder)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loradrop.calibrate.pairs import N_SKIPPED, norm
+from loradrop.calibrate.pairs import LoraSteps, every_token, norm
 from loradrop.calibrate.ridge import Moments, fit_gate, reduced_rank
 from loradrop.state_store import StateStore
 
@@ -22,25 +24,42 @@ def fit_layers(
     block: tuple[int, int],
     rank: int,
     k: int,
+) -> dict[int, Parts]:
+    """Fit one corrector for each layer of a block to the full model's states; every token is an anchor.
+
+    Parameters
+    ----------
+    store : StateStore
+        With the inputs of all layers of the block and of the one above it.
+    reuse, block, rank
+        See `fit_block`.
+    k : int
+        LoRA steps after an anchor.
+    """
+    return fit_block(every_token(store, k), reuse, block, rank)
+
+
+def fit_block(
+    samples: LoraSteps,
+    reuse: str,
+    block: tuple[int, int],
+    rank: int,
     advance: Callable[[int], None] | None = None,
 ) -> dict[int, Parts]:
     """Fit one corrector for each layer of a block, from the lowest up.
 
     The lowest layer sees exact inputs; every other sees what the corrected layers below it give, and is fitted to the
-    full model's own output, so that it also takes back their errors. Every token is an anchor, the k after it are its
-    LoRA steps.
+    full model's own output, so that it also takes back their errors.
 
     Parameters
     ----------
-    store : StateStore
+    samples : LoraSteps
         With the inputs of all layers of the block and of the one above it.
     reuse : str
         ``previous-state``, ``anchor-state`` or ``anchor-delta``.
     block : (int, int)
         First and last layer.
     rank : int
-    k : int
-        LoRA steps after an anchor.
     advance : callable, optional
         Called after each layer with the number of layers done.
 
@@ -50,8 +69,11 @@ def fit_layers(
         Layer -> a [rank, n_embd], b [n_embd, rank], and gate [n_embd] for ``anchor-delta``; s = 1.
     """
     fitted: dict[int, Parts] = {}
+    walk = _Walk(samples)
     for layer in range(block[0], block[1] + 1):
-        fitted[layer] = _fit(store, reuse, block[0], fitted, layer, rank, k)
+        fitted[layer] = _fit(reuse, partial(walk.steps, layer), rank)
+        if layer < block[1]:
+            walk.pass_on(layer, reuse, fitted[layer])
         if advance is not None:
             advance(len(fitted))
     return fitted
@@ -59,6 +81,13 @@ def fit_layers(
 
 class Steps:
     """The LoRA steps of one text at one layer.
+
+    Parameters
+    ----------
+    samples : LoraSteps
+    layer, text : int
+    x : float32 array, optional
+        None takes the full model's inputs.
 
     Attributes
     ----------
@@ -68,13 +97,33 @@ class Steps:
         The same at the anchor.
     """
 
-    def __init__(self, store: StateStore, layer: int, text: int, k: int) -> None:
-        x = store.inputs(layer)[text, N_SKIPPED:].astype(np.float32)
-        y = store.inputs(layer + 1)[text, N_SKIPPED:].astype(np.float32)
-        n_anchors = len(x) - k
-        self.x = np.stack([x[d : d + n_anchors] for d in range(1, k + 1)])
-        self.y = np.stack([y[d : d + n_anchors] for d in range(1, k + 1)])
-        self.x_r, self.y_r = x[:n_anchors], y[:n_anchors]
+    def __init__(self, samples: LoraSteps, layer: int, text: int, x: Array | None = None) -> None:
+        distances = range(1, samples.k + 1)
+        self.x = np.stack([samples.inputs(layer, text, d) for d in distances]) if x is None else x
+        self.y = np.stack([samples.inputs(layer + 1, text, d) for d in distances])
+        self.x_r, self.y_r = samples.anchor_inputs(layer, text), samples.anchor_inputs(layer + 1, text)
+
+
+class _Walk:
+    """From layer to layer with what the corrected ones leave to the next."""
+
+    def __init__(self, samples: LoraSteps) -> None:
+        self._samples = samples
+        self._left: Array | None = None
+
+    def steps(self, layer: int) -> Iterator[Steps]:
+        """Yield the steps of each text; those of a layer above the first only after `pass_on`."""
+        for row, text in enumerate(self._samples.texts):
+            yield Steps(self._samples, layer, text, None if self._left is None else np.array(self._left[row]))
+
+    def pass_on(self, layer: int, reuse: str, parts: Parts) -> None:
+        """Make the corrected layer's outputs the next one's inputs."""
+        left = self._left
+        for row, steps in enumerate(self.steps(layer)):
+            if left is None:
+                left = _room((len(self._samples.texts), *steps.x.shape))
+            left[row] = corrected(reuse, parts, steps)
+        self._left = left
 
 
 def features(reuse: str, steps: Steps) -> Array:
@@ -92,35 +141,28 @@ def carried(reuse: str, parts: Parts, steps: Steps) -> Array:
     return np.broadcast_to(steps.y_r, steps.x.shape)
 
 
-def _fit(store: StateStore, reuse: str, first: int, below: dict[int, Parts], layer: int, rank: int, k: int) -> Parts:
-    def texts() -> Iterator[Steps]:
-        return (_at_layer(store, reuse, first, below, layer, text, k) for text in range(len(store)))
+def corrected(reuse: str, parts: Parts, steps: Steps) -> Array:
+    """Return the rule's output, [k, n_anchors, n_embd]."""
+    return carried(reuse, parts, steps) + features(reuse, steps) @ parts["a"].T @ parts["b"].T
 
+
+def _fit(reuse: str, texts: Callable[[], Iterable[Steps]], rank: int) -> Parts:
     parts: Parts = {}
     if reuse == "anchor-delta":
         samples = ((_rows(s.y - s.x), _rows(np.broadcast_to(s.y_r - s.x_r, s.x.shape))) for s in texts())
         parts["gate"] = fit_gate(samples)
-    n_embd = store.inputs(layer).shape[-1]
-    moments = Moments(n_embd, n_embd)
+    moments: Moments | None = None
     for s in texts():
+        moments = moments or Moments(s.x.shape[-1], s.x.shape[-1])
         moments.add(_rows(features(reuse, s)), _rows(s.y - carried(reuse, parts, s)))
+    assert moments is not None, "there are texts"
     parts["a"], parts["b"] = reduced_rank(moments, rank)
     return parts
 
 
-def _at_layer(
-    store: StateStore, reuse: str, first: int, below: dict[int, Parts], layer: int, text: int, k: int
-) -> Steps:
-    """Return a text's LoRA steps at a layer, with the inputs that the corrected layers below it leave."""
-    x: Array | None = None
-    for i in range(first, layer + 1):
-        steps = Steps(store, i, text, k)
-        if x is not None:
-            steps.x = x
-        if i < layer:
-            parts = below[i]
-            x = carried(reuse, parts, steps) + features(reuse, steps) @ parts["a"].T @ parts["b"].T
-    return steps
+def _room(shape: tuple[int, ...]) -> Array:
+    # a file without a name, as it may be larger than the memory
+    return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
 
 
 def _rows(x: Array) -> Array:

@@ -1,8 +1,10 @@
-"""What a corrector is fitted to: tokens of LoRA steps with their anchors, on the schedule."""
+"""What a corrector is fitted to: tokens of LoRA steps with their anchors."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,23 +34,82 @@ class Pairs(NamedTuple):
     y_r: Array
 
 
-def norm(x: Array) -> Array:
-    """Return the RMS norm without weight, over the last axis."""
-    normed: Array = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + NORM_EPS)
-    return normed
+@dataclass(frozen=True)
+class LoraSteps:
+    """The LoRA steps of some texts.
+
+    Attributes
+    ----------
+    store : StateStore
+        The full model's states, which hold the steps' inputs and what they should give.
+    anchors : int array [n_anchors]
+        Positions of the anchors, the same in each text; k LoRA steps follow each.
+    k : int
+    texts : sequence of int
+        Which texts of the store are taken.
+    at_anchors : StateStore, optional
+        States at the anchors alone, [n_texts, n_anchors, n_embd]; None where the full model's are right.
+    """
+
+    store: StateStore
+    anchors: NDArray[np.intp]
+    k: int
+    texts: Sequence[int]
+    at_anchors: StateStore | None = None
+
+    def inputs(self, layer: int, text: int, distance: int) -> Array:
+        """Return a layer's inputs float32 [n_anchors, n_embd], `distance` tokens after each anchor."""
+        states: Array = self.store.inputs(layer)[text][self.anchors + distance].astype(np.float32)
+        return states
+
+    def anchor_inputs(self, layer: int, text: int) -> Array:
+        """Return a layer's inputs at the anchors, float32 [n_anchors, n_embd]."""
+        if self.at_anchors is None:
+            return self.inputs(layer, text, 0)
+        states: Array = self.at_anchors.inputs(layer)[text].astype(np.float32)
+        return states
+
+    def pairs(
+        self, run: tuple[int, int], distances: Sequence[int], texts: Sequence[int] | None = None
+    ) -> Iterator[Pairs]:
+        """Yield pairs of each text and distance in turn, so that memory stays small.
+
+        Parameters
+        ----------
+        run : (int, int)
+            First and last layer.
+        distances : sequence of int
+            From 1 to k.
+        texts : sequence of int, optional
+            None takes all of `self.texts`.
+        """
+        before, after = run[0], run[1] + 1
+        for text in self.texts if texts is None else texts:
+            x_r, y_r = self.anchor_inputs(before, text), self.anchor_inputs(after, text)
+            for distance in distances:
+                yield Pairs(self.inputs(before, text, distance), self.inputs(after, text, distance), x_r, y_r)
+
+    def of_texts(self, most: int) -> LoraSteps:
+        """Return the steps of so many texts at most, evenly spread over all."""
+        return dataclasses.replace(self, texts=[self.texts[i] for i in spread(len(self.texts), most)])
 
 
-def pairs(
-    store: StateStore, run: tuple[int, int], distances: Sequence[int], texts: Sequence[int] | NDArray[np.int64]
-) -> Iterator[Pairs]:
-    """Yield the tokens of some texts, once for each distance to the anchor; a text at a time, so memory stays small.
+def every_token(store: StateStore, k: int) -> LoraSteps:
+    """Return LoRA steps after every token but the first ones.
 
     With refill a LoRA step sees the exact states of all tokens before it below the run, and its anchor's are exact:
     these are then the very inputs that the engine will have.
     """
-    before, after = store.inputs(run[0]), store.inputs(run[1] + 1)
-    for text in texts:
-        x, y = before[text].astype(np.float32), after[text].astype(np.float32)
-        for distance in distances:
-            now, anchor = slice(max(N_SKIPPED, distance), None), slice(max(N_SKIPPED - distance, 0), -distance)
-            yield Pairs(x[now], y[now], x[anchor], y[anchor])
+    return LoraSteps(store, np.arange(N_SKIPPED, store.tokens.shape[1] - k), k, range(len(store)))
+
+
+def spread(n: int, most: int) -> list[int]:
+    """Return `most` of the numbers below n, evenly spread, or all where there are not more."""
+    most = min(n, most)
+    return [i * n // most for i in range(most)]
+
+
+def norm(x: Array) -> Array:
+    """Return the RMS norm without weight, over the last axis."""
+    normed: Array = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + NORM_EPS)
+    return normed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loradrop.calibrate.adam import Adam, learning_rate
-from loradrop.calibrate.pairs import Pairs, norm, pairs
+from loradrop.calibrate.pairs import LoraSteps, Pairs, norm
 from loradrop.calibrate.ridge import Moments, fit_gate, reduced_rank
-from loradrop.state_store import StateStore
 
 Array = NDArray[np.floating[Any]]
 Parts = dict[str, Array]  # carry [n_embd], a, b, gate, up, down as in the file
-BATCH = 8  # texts
+BATCH = 2000  # LoRA steps
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,6 @@ class SegmentFit:
     ----------
     rank, hidden : int
         Width of the linear part, and of the hidden layer (0 for none).
-    distances : sequence of int
-        Distances to the anchor: 1 to k.
     steps : int
         Steps of the regression.
     seconds : float
@@ -39,7 +36,6 @@ class SegmentFit:
 
     rank: int = 64
     hidden: int = 768
-    distances: Sequence[int] = (1, 2, 3)
     steps: int = 600
     seconds: float = 240.0
     seed: int = 0
@@ -50,19 +46,19 @@ def features(p: Pairs) -> Array:
     return np.concatenate([norm(p.x), norm(p.y_r), norm(p.x_r)], -1)
 
 
-def fit_linear(store: StateStore, run: tuple[int, int], fit: SegmentFit) -> Parts:
+def fit_linear(samples: LoraSteps, run: tuple[int, int], fit: SegmentFit) -> Parts:
     """Return carry, a and b: first the gate of each channel by itself, then the best B A for what is left."""
-    texts = range(len(store))
-    carry = fit_gate((p.y - p.x, p.y_r - p.x_r) for p in pairs(store, run, fit.distances, texts))
+    distances = range(1, samples.k + 1)
+    carry = fit_gate((p.y - p.x, p.y_r - p.x_r) for p in samples.pairs(run, distances))
     moments = Moments(3 * len(carry), len(carry))
-    for p in pairs(store, run, fit.distances, texts):
+    for p in samples.pairs(run, distances):
         moments.add(features(p), p.y - p.x - carry * (p.y_r - p.x_r))
     a, b = reduced_rank(moments, fit.rank)
     return {"carry": carry, "a": a, "b": b}
 
 
 def fit_hidden(
-    store: StateStore,
+    samples: LoraSteps,
     run: tuple[int, int],
     linear: Parts,
     fit: SegmentFit,
@@ -84,12 +80,13 @@ def fit_hidden(
         "up": _random(rng, fit.hidden, n_in),
         "down": np.zeros((n_embd, fit.hidden), np.float32),
     }
-    weight = 1 / _spread(store, run)
+    weight = 1 / _spread(samples, run)
+    n_texts = min(len(samples.texts), -(-BATCH // len(samples.anchors)))
     adam, start = Adam(parts), time.monotonic()
     for step in range(fit.steps):
-        texts = np.sort(rng.choice(len(store), min(BATCH, len(store)), replace=False))
-        distance = [int(rng.choice(fit.distances))]
-        batch = Pairs(*map(np.concatenate, zip(*pairs(store, run, distance, texts), strict=True)))
+        texts = np.sort(rng.choice(samples.texts, n_texts, replace=False)).tolist()
+        distance = [int(rng.integers(1, samples.k + 1))]
+        batch = Pairs(*map(np.concatenate, zip(*samples.pairs(run, distance, texts), strict=True)))
         loss, gradients = _loss(parts, batch, weight)
         adam.step(parts, gradients, learning_rate(step, fit.steps, time.monotonic() - start, fit.seconds))
         if advance is not None:
@@ -139,7 +136,7 @@ def _random(rng: np.random.Generator, n_out: int, n_in: int) -> Array:
     return weights
 
 
-def _spread(store: StateStore, run: tuple[int, int]) -> Array:
-    sample = np.concatenate([p.y - p.x for p in pairs(store, run, [1], range(min(16, len(store))))])
+def _spread(samples: LoraSteps, run: tuple[int, int]) -> Array:
+    sample = np.concatenate([p.y - p.x for p in samples.of_texts(16).pairs(run, [1])])
     spread: Array = np.maximum(sample.std(0), 1e-3)
     return spread

@@ -1,13 +1,38 @@
-"""The texts of a calibration: how many windows are read, and how many written."""
+"""Texts to fit to: how many windows are read, and how many the model writes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from loradrop._core import Model
+from loradrop.evaluate.windows import text_windows
 from loradrop.gathered_text import gather_windows
 from loradrop.state_store import Tokens
+from loradrop.text_files import read_texts
+
+
+def read_windows(
+    model: Model, paths: Sequence[str | os.PathLike[str]], write: bool, n_texts: int, n_tokens: int
+) -> tuple[Tokens, int]:
+    """Return the windows that are read, int32 [n, n_tokens], in the order of the files, and how many to write.
+
+    Parameters
+    ----------
+    model, paths, write, n_texts, n_tokens
+        See `calibration_texts`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is not there, not UTF-8, or shorter than a window.
+    """
+    n_written = _n_written(paths, write, n_texts)
+    if not paths:
+        return np.empty((0, n_tokens), np.int32), n_written
+    return text_windows(model, read_texts(paths), n_tokens, n_texts - n_written), n_written
 
 
 def calibration_texts(
@@ -40,7 +65,18 @@ def calibration_texts(
     FileNotFoundError, ValueError
         If a file is not there, not UTF-8, or shorter than a window.
     """
-    n_written = 0 if not write else n_texts // 2 if paths else n_texts
+    n_written = _n_written(paths, write, n_texts)
     return gather_windows(
-        model, paths, n_texts - n_written, n_written, n_tokens, seed=seed, n_threads=n_threads, progress=progress
+        model,
+        read_texts(paths),
+        n_texts - n_written,
+        n_written,
+        n_tokens,
+        seed=seed,
+        n_threads=n_threads,
+        progress=progress,
     )
+
+
+def _n_written(paths: Sequence[str | os.PathLike[str]], write: bool, n_texts: int) -> int:
+    return 0 if not write else n_texts // 2 if paths else n_texts

@@ -21,9 +21,9 @@ REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
     short_help="Fit a corrector in minutes.",
     help=f"""Fit a corrector to the states that the engine gives for some text, and write it as a sidecar.
 
-    Places and rules are tried in the engine, on windows that are set apart; the best is fitted to the rest: linear
-    parts in closed form, a segment's hidden layer by a few minutes of regression. It needs nothing but this package;
-    `loradrop train` goes further from there.
+    Places and rules are tried in the engine, on one window in eight; the best is fitted to the rest: linear parts in
+    closed form, a segment's hidden layer by a minute of regression. It needs nothing but this package; `loradrop train`
+    goes further from there.
 
     {MODEL_HELP}""",
 )
@@ -31,7 +31,7 @@ REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The sidecar to write.")
 @click.option("--text", "paths", type=click.Path(path_type=Path), multiple=True, help="A file of text, UTF-8.")
 @click.option("--self", "write", is_flag=True, help="Let the model write the text (also the default without --text).")
-@click.option("--windows", type=int, default=240, show_default=True, help="Windows of text to take or to write.")
+@click.option("--windows", type=int, default=112, show_default=True, help="Windows of text to take or to write.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens of a window.")
 @click.option(
     "--rho",
@@ -48,7 +48,7 @@ REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 @click.option("--reuse", type=click.Choice(REUSE_RULES), help="The rule. [default: what measures best]")
 @click.option("--first", type=int, help="First layer of the largest block. [default: what measures best]")
 @click.option("--refresh", type=click.Choice(REFRESH_POLICIES), default="refill", show_default=True)
-@click.option("--minutes", type=float, default=2.0, show_default=True, help="Most time of each segment's regression.")
+@click.option("--minutes", type=float, default=1.0, show_default=True, help="Most time of each segment's regression.")
 @click.option("--type", "storage", type=click.Choice(["f16", "q8_0"]), default="f16", show_default=True)
 @click.option("--threads", type=int, help="Threads of the engine. [default: chosen by the core]")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -69,8 +69,9 @@ def command(
 ) -> None:
     """Run the command."""
     from loradrop._core import Model
-    from loradrop.calibrate.calibrate import CalibrateOptions, calibrate
-    from loradrop.calibrate.texts import calibration_texts
+    from loradrop.calibrate.calibrate import calibrate
+    from loradrop.calibrate.options import CalibrateOptions
+    from loradrop.calibrate.texts import read_windows
     from loradrop_convert.base import read_base
     from loradrop_convert.gguf_file import write_sidecar
     from loradrop_convert.output import check_output
@@ -80,10 +81,8 @@ def command(
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
     with stage_progress() as show:
-        texts = calibration_texts(
-            Model(str(path)), paths, write or not paths, windows, window, seed, chosen.n_threads, show
-        )
-        corrector, reports = calibrate(path, texts, chosen, progress=show)
+        texts, n_written = read_windows(Model(str(path)), paths, write or not paths, windows, window)
+        corrector, reports = calibrate(path, texts, chosen, n_written=n_written, progress=show)
     write_sidecar(output, corrector, read_base(path), type=storage, force=force)
     for report in reports:
         total = report.total

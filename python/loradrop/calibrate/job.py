@@ -1,0 +1,77 @@
+"""What the stages of a calibration share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loradrop._core import Model
+from loradrop.calibrate.candidate import measure
+from loradrop.calibrate.options import CalibrateOptions
+from loradrop.calibrate.segment import SegmentFit
+from loradrop.evaluate import PointReport
+from loradrop.state_store import Tokens
+from loradrop_convert.base import BaseInfo
+from loradrop_convert.corrector import CorrectorData
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, what is to be done with it, and where.
+
+    Attributes
+    ----------
+    model : Model
+    base : BaseInfo
+        Of the model's file.
+    options : CalibrateOptions
+    folder : path
+        For files that are gone afterwards.
+    show : callable
+        Called with what is being done, how much of it is done, and of how much.
+    """
+
+    model: Model
+    base: BaseInfo
+    options: CalibrateOptions
+    folder: Path
+    show: Progress
+
+    @property
+    def rank(self) -> int:
+        """Width of the linear parts."""
+        return min(self.options.rank, self.model.n_embd)
+
+    def segment_fit(self, hidden: int) -> SegmentFit:
+        """Return how a segment is fitted, with a hidden layer of that width (0 for none)."""
+        return SegmentFit(rank=self.rank, hidden=hidden, seconds=self.options.seconds, seed=self.options.seed)
+
+    def counter(self, what: str, total: int) -> Callable[[int], None]:
+        """Return a callback that shows how much is done when it is told how much more is."""
+        done = 0
+        self.show(what, done, total)
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.show(what, done, total)
+
+        return advance
+
+    def measure(self, what: str, windows: Tokens, candidates: Sequence[tuple[CorrectorData, int]]) -> list[PointReport]:
+        """Decode windows beside the full model with each corrector and its number of dropped layers."""
+        return measure(
+            self.model,
+            self.base,
+            windows,
+            [(corrector, n / self.model.n_layer) for corrector, n in candidates],
+            self.folder,
+            k=self.options.k,
+            refresh=self.options.refresh,
+            kv_window=self.options.kv_window,
+            n_threads=self.options.n_threads,
+            progress=lambda done, total: self.show(what, done, total),
+        )
