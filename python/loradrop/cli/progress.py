@@ -44,10 +44,10 @@ def token_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+def stage_progress(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Give a callback that shows what is being done and how far it is, on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bars:
         task = bars.add_task("", total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)

@@ -14,6 +14,7 @@ from loradrop.models import resolve_model
 from loradrop.options import REFRESH_POLICIES
 
 TEXTS = "texts.npz"  # in OUT
+CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows are enough
 REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 
 
@@ -31,7 +32,10 @@ REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="A folder for all results.")
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, help="A file of text, UTF-8; may be repeated.")
-@click.option("--texts", type=int, help="Windows to take from the files, evenly spread. [default: all]")
+@click.option("--dataset", help="A dataset to read with the library `datasets`: a name, or a folder. Needs --texts.")
+@click.option("--split", default="train", show_default=True, help="Part of the dataset.")
+@click.option("--column", default="text", show_default=True, help="Column of the dataset that holds the text.")
+@click.option("--texts", type=int, help="Windows to take from files and dataset, evenly spread. [default: all]")
 @click.option("--self", "written", type=int, default=0, help="Windows that the model writes itself.")
 @click.option("--held-out", type=click.Path(path_type=Path), multiple=True, help="A file of text to judge by.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens of a window.")
@@ -69,9 +73,15 @@ REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 @click.option("--state-lr", type=float, default=2e-3, show_default=True, help="Learning rate of the first stage.")
 @click.option("--lr", type=float, default=5e-4, show_default=True, help="Learning rate of the distillation.")
 @click.option("--ce", type=float, default=0.0, show_default=True, help="Weight of cross-entropy beside KL.")
+@click.option(
+    "--hidden-states", type=float, default=0.0, show_default=True, help="Weight of the last layer's output beside KL."
+)
 @click.option("--evaluate-every", type=int, default=200, show_default=True, help="Steps between evaluations.")
 @click.option("--start", type=click.Path(path_type=Path), help="A corrector to begin with.")
 @click.option("--store-kv/--no-store-kv", default=True, help="Keep K and V of the full model on disk: faster.")
+@click.option("--states", type=click.Path(path_type=Path), help="A folder of states to share. [default: OUT/states]")
+@click.option("--bf16", is_flag=True, help="Compute the frozen model in bfloat16.")
+@click.option("--checkpointing", is_flag=True, help="Compute layers anew for the gradient: less memory, more work.")
 @click.option("--threads", type=int, help="Threads of torch.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the training in OUT.")
@@ -79,12 +89,16 @@ def command(
     model: str,
     out: Path,
     data: tuple[Path, ...],
+    dataset: str | None,
+    split: str,
+    column: str,
     texts: int | None,
     written: int,
     held_out: tuple[Path, ...],
     window: int,
     tokenizer: Path | None,
     start: Path | None,
+    states: Path | None,
     threads: int | None,
     seed: int,
     resume: bool,
@@ -93,45 +107,62 @@ def command(
     """Run the command."""
     try:
         import torch
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
         from loradrop.train import train as training
+        from loradrop.train.dataset import dataset_text
         from loradrop.train.texts import load_texts, save_texts, split_texts
     except ModuleNotFoundError as error:
         raise click.ClickException(f'{error.name} is missing: pip install "loradrop[train]"') from None
     from loradrop._core import Model
     from loradrop.gathered_text import gather_windows
+    from loradrop.text_files import read_texts
     from loradrop_convert.sources import read_corrector
 
     chosen = _train_options(options, seed)
+    if dataset is not None and texts is None:
+        raise click.UsageError("--texts is missing: say how many windows to take from the dataset")
     if threads is not None:
         torch.set_num_threads(threads)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling) if not Path(model).is_dir() else Path(model)
     if path.is_dir() and tokenizer is None:
         raise click.UsageError("--tokenizer is missing: give a GGUF file of the same model")
-    with stage_progress() as show:
-        if resume and (out / TEXTS).exists():
-            made = load_texts(out / TEXTS)
-        else:
-            tokenises = Model(str(tokenizer or path))
-            gathered = gather_windows(
-                tokenises, data, texts, written, window, seed=seed, n_threads=threads or 0, progress=show
-            )
-            made = split_texts(tokenises, gathered, held_out)
-            out.mkdir(parents=True, exist_ok=True)
-            save_texts(out / TEXTS, made)
-        result = training.train(
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    main_process = processes.is_main_process
+    with stage_progress(hidden=not main_process) as show:
+        with processes.main_process_first():
+            if (resume or not main_process) and (out / TEXTS).exists():
+                made = load_texts(out / TEXTS)
+            else:
+                tokenises = Model(str(tokenizer or path))
+                read = read_texts(data)
+                if dataset is not None:
+                    read[dataset] = dataset_text(dataset, split, column, CHARACTERS_PER_TOKEN * window * (texts or 0))
+                gathered = gather_windows(
+                    tokenises, read, texts, written, window, seed=seed, n_threads=threads or 0, progress=show
+                )
+                made = split_texts(tokenises, gathered, held_out)
+                out.mkdir(parents=True, exist_ok=True)
+                save_texts(out / TEXTS, made)
+        results = training.train(
             path,
             made,
             out,
             chosen,
             start=None if start is None else read_corrector(start),
+            states=states,
             resume=resume,
             progress=show,
         )
-    click.echo(
-        f"held out: KL {result.kl:.3f}, NLL +{result.nll_rise:.3f}, agreement {result.agreement:.3f}; written to {out}"
-    )
+    if main_process:
+        for dropped, result in results.items():
+            click.echo(
+                f"layers {dropped} dropped, held out: KL {result.kl:.3f}, NLL {result.nll_rise:+.3f}, "
+                f"agreement {result.agreement:.3f}"
+            )
+        click.echo(f"written to {out}")
 
 
 def _train_options(options: dict[str, Any], seed: int) -> Any:
@@ -150,6 +181,7 @@ def _train_options(options: dict[str, Any], seed: int) -> Any:
             steps=options["steps"],
             lr=options["lr"],
             ce_weight=options["ce"],
+            state_weight=options["hidden_states"],
             evaluate_every=options["evaluate_every"],
             seconds=None if options["minutes"] is None else 60 * options["minutes"],
         ),
@@ -162,5 +194,7 @@ def _train_options(options: dict[str, Any], seed: int) -> Any:
         batch=options["batch"],
         share=options["share"],
         store_kv=options["store_kv"],
+        bf16=options["bf16"],
+        checkpointing=options["checkpointing"],
         seed=seed,
     )

@@ -71,12 +71,13 @@ class BatchSource:
     device: torch.device
     seed: int
 
-    def draw(self, step: int) -> Batch:
-        """Return the batch of a step."""
+    def draw(self, step: int, process: int = 0) -> Batch:
+        """Return the batch of a step, at the same point in every process: all have gradients of the same correctors."""
         rng = np.random.default_rng((self.seed, step))
-        texts = rng.choice(len(self.store), min(self.size, len(self.store)), replace=False)
         choice = int(rng.choice(self.shape.choices))
         timeline = self._timeline(int(rng.choice(self.ks)), int(rng.integers(*self.prompt, endpoint=True)))
+        rng = np.random.default_rng((self.seed, step, process))
+        texts = rng.choice(len(self.store), min(self.size, len(self.store)), replace=False)
         candidates = self._candidates(timeline)
         n = max(1, round(self.share * len(candidates)))
         return self._batch(np.sort(texts), choice, timeline, np.sort(rng.choice(candidates, n, replace=False)))
@@ -96,12 +97,12 @@ class BatchSource:
         ]
 
     def _timeline(self, k: int, n_prompt: int) -> Timeline:
-        return Timeline(self.store.tokens.shape[1], n_prompt, k, self.refresh, self.kv_window)
+        return Timeline(self.store.tokens.shape[1], n_prompt, k, self.refresh, self.kv_window, self.device)
 
     def _candidates(self, timeline: Timeline) -> NDArray[np.int64]:
         """Return positions whose prediction a corrector can change, but the last, which has no next token."""
         positions = timeline.lora if self.refresh == "refill" else timeline.position[timeline.n_prompt :]
-        return positions[positions < timeline.n_tokens - 1].numpy()
+        return positions[positions < timeline.n_tokens - 1].cpu().numpy()
 
     def _batch(self, texts: NDArray[np.int64], choice: int, timeline: Timeline, scored: NDArray[np.int64]) -> Batch:
         return Batch(

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class KeysAndValues:
@@ -38,6 +39,9 @@ class LayeredDecoder(nn.Module):
     ----------
     model : transformers.PreTrainedModel
         A causal language model of the usual shape: ``model.layers``, ``model.norm``, ``lm_head``.
+    checkpointing : bool
+        Whether a layer's inner results are computed anew for the gradient instead of kept: less memory, a third more
+        work.
 
     Raises
     ------
@@ -45,8 +49,9 @@ class LayeredDecoder(nn.Module):
         If the model is built otherwise, or its layers one by one do not give what it gives.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         body = getattr(model, "model", None)
         missing = [n for n in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(body, n)]
         if missing or not hasattr(model, "lm_head"):
@@ -88,6 +93,11 @@ class LayeredDecoder(nn.Module):
         kv : KeysAndValues, optional
             Keys before the n, and where the new ones are wanted.
         """
+        if self.checkpointing and x.requires_grad:
+            return cast(Tensor, checkpoint(self._layer, index, x, positions, mask, kv, use_reentrant=False))
+        return self._layer(index, x, positions, mask, kv)
+
+    def _layer(self, index: int, x: Tensor, positions: Tensor, mask: Tensor | None, kv: KeysAndValues | None) -> Tensor:
         rotary = self.body.rotary_emb(x, position_ids=positions[None])
         out = self.body.layers[index](
             x,
@@ -131,7 +141,9 @@ class LayeredDecoder(nn.Module):
             )
 
 
-def load_decoder(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> LayeredDecoder:
+def load_decoder(
+    path: str | os.PathLike[str], dtype: torch.dtype = torch.float32, *, checkpointing: bool = False
+) -> LayeredDecoder:
     """Load a model from a GGUF file, whose weights are dequantised, or from a Hugging Face folder.
 
     Raises
@@ -150,4 +162,4 @@ def load_decoder(path: str | os.PathLike[str], dtype: torch.dtype = torch.float3
     if path.is_file():
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, attn_implementation="sdpa")
-    return LayeredDecoder(model)
+    return LayeredDecoder(model, checkpointing)

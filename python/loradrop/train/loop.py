@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from loradrop.train.evaluate import Fidelity, fidelity
 from loradrop.train.regress import schedule_factor
 from loradrop.train.student import Student
 
-FIELDS = ("step", "seconds", "tokens", "loss", "lr", "kl", "nll_rise", "agreement")
+FIELDS = ("step", "seconds", "tokens", "loss", "lr", "dropped", "kl", "nll_rise", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,21 @@ class LoopOptions:
         Highest learning rate, of AdamW.
     ce_weight : float
         Weight of the text's own next token beside KL.
+    state_weight : float
+        Weight of the last layer's output beside KL.
     clip : float
         Largest norm of the gradient.
     evaluate_every : int
         Steps between two evaluations; each is a checkpoint as well.
     seconds : float, optional
-        Time after which training stops as if all steps were done; the checkpoint allows going on.
+        Time after which training stops as if all steps were done, the learning rate having come down by then; the
+        checkpoint allows going on.
     """
 
     steps: int
     lr: float = 5e-4
     ce_weight: float = 0.0
+    state_weight: float = 0.0
     clip: float = 1.0
     evaluate_every: int = 200
     seconds: float | None = None
@@ -57,25 +62,29 @@ class Training:
     student : Student
     source : BatchSource
         Where batches come from.
-    held_out : list of Batch
-        What the evaluations are measured on.
+    held_out : mapping of str to list of Batch
+        Which layers drop -> what the evaluations are measured on.
     folder : path
         Gets ``checkpoint.pt`` and ``log.csv``.
     options : LoopOptions
     accelerator : Accelerator, optional
-        Decides devices, precision and processes; started by accelerate's launcher it spans several.
+        Decides devices and processes; started by accelerate's launcher it spans several.
+    precision : torch.autocast, optional
+        In which losses are computed.
     """
 
     def __init__(
         self,
         student: Student,
         source: BatchSource,
-        held_out: list[Batch],
+        held_out: Mapping[str, list[Batch]],
         folder: Path,
         options: LoopOptions,
         accelerator: Accelerator | None = None,
+        precision: torch.autocast | None = None,
     ) -> None:
         self._accelerator = accelerator or Accelerator()
+        self._precision: AbstractContextManager[Any] = nullcontext() if precision is None else precision
         self._student, self._source, self._held_out = student, source, held_out
         self._options = options
         self._checkpoint, self._log = folder / "checkpoint.pt", folder / "log.csv"
@@ -94,8 +103,8 @@ class Training:
         self._step, self._seconds, self._tokens = saved["step"], saved["seconds"], saved["tokens"]
         return True
 
-    def run(self, advance: Callable[[int, float], None] | None = None) -> Fidelity:
-        """Train, and return the last evaluation.
+    def run(self, advance: Callable[[int, float], None] | None = None) -> dict[str, Fidelity]:
+        """Train, and return the last evaluation, by the layers that drop.
 
         Parameters
         ----------
@@ -103,11 +112,11 @@ class Training:
             Called after each step with its number and the mean loss since the last evaluation.
         """
         options, start = self._options, time.monotonic() - self._seconds
-        result = self._evaluate(float("nan"), 0.0) if self._step == 0 else None
+        result = None if self._log.exists() else self._evaluate(float("nan"), 0.0)
         losses: list[float] = []
         while self._step < options.steps:
             for group in self._optimizer.param_groups:
-                group["lr"] = options.lr * schedule_factor(self._step, options.steps)
+                group["lr"] = options.lr * schedule_factor(self._position(), options.steps)
             losses.append(self._one_step())
             self._step += 1
             self._seconds = time.monotonic() - start
@@ -119,32 +128,45 @@ class Training:
                 result = self._evaluate(mean, self._optimizer.param_groups[0]["lr"])
                 losses.clear()
                 start = time.monotonic() - self._seconds  # evaluations are not training time
-                self._save()
+                self.save()
             if late:
                 break
-        return result or fidelity(self._student, self._held_out)
+        return result or self._measure()
+
+    def _position(self) -> int:
+        """Return how far training is, in steps, by its steps or by its time, whichever is further."""
+        seconds = self._options.seconds
+        if seconds is None:
+            return self._step
+        return max(self._step, int(self._options.steps * min(1.0, self._seconds / max(seconds, 1e-9))))
 
     def _one_step(self) -> float:
-        ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
-        batch = self._source.draw(self._step * ranks + rank)
-        loss = self._model(
-            batch.tokens,
-            batch.teacher,
-            batch.timeline,
-            batch.choice,
-            batch.scored,
-            self._options.ce_weight,
-            batch.frozen,
-        )
+        batch = self._source.draw(self._step, self._accelerator.process_index)
+        with self._precision:
+            loss = self._model(
+                batch.tokens,
+                batch.teacher,
+                batch.timeline,
+                batch.choice,
+                batch.scored,
+                self._options.ce_weight,
+                self._options.state_weight,
+                batch.frozen,
+            )
+        idle = self._student.idle(batch.choice)
+        if self._accelerator.num_processes > 1:  # processes wait for the gradient of every parameter
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in idle)
         self._optimizer.zero_grad()
         self._accelerator.backward(loss)
+        for parameter in idle:
+            parameter.grad = None  # or the optimizer's momentum would move them
         self._accelerator.clip_grad_norm_(self._student.correctors.parameters(), self._options.clip)
         self._optimizer.step()
-        self._tokens += batch.tokens.numel() * ranks
+        self._tokens += batch.tokens.numel() * self._accelerator.num_processes
         return float(loss.detach())
 
-    def _evaluate(self, loss: float, lr: float) -> Fidelity:
-        result = fidelity(self._student, self._held_out)
+    def _evaluate(self, loss: float, lr: float) -> dict[str, Fidelity]:
+        results = self._measure()
         if self._accelerator.is_main_process:
             row = {
                 "step": self._step,
@@ -153,10 +175,16 @@ class Training:
                 "loss": loss,
                 "lr": lr,
             }
-            append_row(self._log, row | asdict(result))
-        return result
+            for dropped, result in results.items():
+                append_row(self._log, row | {"dropped": dropped} | asdict(result))
+        return results
 
-    def _save(self) -> None:
+    def _measure(self) -> dict[str, Fidelity]:
+        with self._precision:
+            return {dropped: fidelity(self._student, batches) for dropped, batches in self._held_out.items()}
+
+    def save(self) -> None:
+        """Write the checkpoint, from which `resume` goes on."""
         if not self._accelerator.is_main_process:
             return
         temporary = self._checkpoint.with_suffix(".tmp")

@@ -28,6 +28,11 @@ def next_token(decoder: LayeredDecoder, student: Tensor, tokens: Tensor) -> Tens
     return cross_entropy(decoder.logits(student).float(), tokens)
 
 
+def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the squared distance of states [n, n_embd], as a share of the teacher's mean square."""
+    return (student - teacher).float().pow(2).mean() / teacher.float().pow(2).mean()
+
+
 def state_distance(student: Tensor, teacher: Tensor, metric: Tensor) -> Tensor:
     """Return the mean squared distance of states [..., n_embd] after `metric` [n_embd, n_embd].
 

@@ -11,13 +11,16 @@ def plot_log(log: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     with log.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    tokens = [row["tokens"] for row in rows]
+        rows = list(csv.DictReader(file))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(tokens, [row["kl"] for row in rows], label="KL to the full model, held out")
-    axes.plot(tokens, [row["nll_rise"] for row in rows], label="NLL above the full model, held out")
-    axes.plot(tokens, [row["loss"] for row in rows], label="loss", alpha=0.5)
+    for dropped in dict.fromkeys(row["dropped"] for row in rows):
+        chosen = [row for row in rows if row["dropped"] == dropped]
+        tokens = [float(row["tokens"]) for row in chosen]
+        (line,) = axes.plot(tokens, [float(row["kl"]) for row in chosen], label=f"layers {dropped}: KL, held out")
+        rise = [float(row["nll_rise"]) for row in chosen]
+        axes.plot(tokens, rise, "--", color=line.get_color(), label=f"layers {dropped}: rise of NLL, held out")
+    axes.plot(tokens, [float(row["loss"]) for row in chosen], color="gray", label="loss", alpha=0.5)
     axes.set_xlabel("tokens")
     axes.set_ylabel("nats")
     axes.set_ylim(bottom=0)

@@ -62,7 +62,7 @@ def simulate(
         What drops, in the order of the layers.
     tokens : int Tensor [batch, n_tokens]
     timeline : Timeline
-        On the device of the tokens or the CPU.
+        On the device of the tokens.
     frozen : Frozen, optional
         States below and of the first run, if they are known.
 

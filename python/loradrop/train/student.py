@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from loradrop.train.decoder import LayeredDecoder
-from loradrop.train.loss import divergence, next_token
+from loradrop.train.loss import divergence, next_token, relative_distance
 from loradrop.train.modules import Tensors, layer_prefix, load_module, module_tensors, segment_prefix
 from loradrop.train.rules import LayerCorrector, SegmentCorrector
 from loradrop.train.simulate import Frozen, Run, simulate
@@ -87,6 +87,11 @@ class Student(nn.Module):
         chosen = zip(self.shape.layers[:choice], self.correctors, strict=False)
         return [Run(layer, layer, module) for layer, module in sorted(chosen, key=lambda pair: pair[0])]
 
+    def idle(self, choice: int) -> list[nn.Parameter]:
+        """Return the parameters that a choice does not use."""
+        used = {id(parameter) for run in self.runs(choice) for parameter in run.corrector.parameters()}
+        return [parameter for parameter in self.correctors.parameters() if id(parameter) not in used]
+
     def tensors(self) -> Tensors:
         """Return all parameters under their names in a corrector file."""
         out: Tensors = {}
@@ -102,6 +107,7 @@ class Student(nn.Module):
         choice: int,
         scored: Tensor,
         ce_weight: float = 0.0,
+        state_weight: float = 0.0,
         frozen: Frozen | None = None,
     ) -> Tensor:
         """Return the loss of a batch of texts.
@@ -118,13 +124,18 @@ class Student(nn.Module):
             Positions at which the loss is taken, all below n_tokens - 1.
         ce_weight : float
             Weight of the cross-entropy of the text beside KL.
+        state_weight : float
+            Weight of the last layer's output's distance from the full model's, see `relative_distance`.
         frozen : Frozen, optional
             See `simulate`.
         """
         hidden = simulate(self.decoder, self.runs(choice), tokens, timeline, frozen)
         rows = torch.searchsorted(timeline.lora, scored) if timeline.refresh == "refill" else scored
         student = hidden[:, rows].flatten(0, 1)
-        loss = divergence(self.decoder, student, teacher[:, scored].flatten(0, 1))
+        expected = teacher[:, scored].flatten(0, 1)
+        loss = divergence(self.decoder, student, expected)
         if ce_weight:
             loss = loss + ce_weight * next_token(self.decoder, student, tokens[:, scored + 1].flatten())
+        if state_weight:
+            loss = loss + state_weight * relative_distance(student, expected)
         return loss

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 N_SINK = 4  # positions at the start whose K/V are never thinned, as in the engine's schedule
 
 
@@ -25,6 +26,8 @@ class Timeline:
         The refresh policy.
     kv_window : int
         With refill: newest tokens whose K/V droppable layers keep.
+    device : torch.device
+        Where all tensors are.
     """
 
     n_tokens: int
@@ -32,11 +35,12 @@ class Timeline:
     k: int
     refresh: str
     kv_window: int = 2**30
+    device: torch.device = CPU
 
     @cached_property
     def position(self) -> Tensor:
         """Return 0 .. n_tokens - 1."""
-        return torch.arange(self.n_tokens)
+        return torch.arange(self.n_tokens, device=self.device)
 
     @cached_property
     def is_full(self) -> Tensor:

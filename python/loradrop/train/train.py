@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from loradrop.checks import check_choice, check_float, check_int
 from loradrop.options import REFRESH_POLICIES
@@ -66,6 +67,10 @@ class TrainOptions:
         Texts of an evaluation.
     store_kv : bool
         Whether to keep K and V of the layers above a segment on disk too: a third less work for each step.
+    bf16 : bool
+        Whether the frozen model computes in bfloat16, which a CPU without instructions for it makes slower.
+    checkpointing : bool
+        Whether layers are computed anew for the gradient: less memory, more work.
     seed : int
     """
 
@@ -81,6 +86,8 @@ class TrainOptions:
     share: float = 0.5
     held_out: int = 16
     store_kv: bool = True
+    bf16: bool = False
+    checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,10 +106,13 @@ def train(
     options: TrainOptions,
     *,
     start: CorrectorData | None = None,
+    states: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> Fidelity:
-    """Train a corrector, and return how near it comes to the full model on held-out texts.
+) -> dict[str, Fidelity]:
+    """Train a corrector, and return how near it comes to the full model on held-out texts, by the layers that drop.
+
+    Started by accelerate's launcher it runs on several processes, each with batches of its own.
 
     Parameters
     ----------
@@ -115,6 +125,9 @@ def train(
     options : TrainOptions
     start : CorrectorData, optional
         Where to begin, for example what `loradrop calibrate` gave; it has the shape of `options`.
+    states : path, optional
+        A folder with the full model's states of the same texts, which several trainings may share; ``states`` in
+        `out` if there is none.
     resume : bool
         Whether to go on from the checkpoint in `out`, if there is one.
     progress : callable, optional
@@ -136,18 +149,25 @@ def train(
     (out / "options.json").write_text(json.dumps(asdict(options), indent=1) + "\n")
 
     accelerator = Accelerator()
-    decoder = load_decoder(model).to(accelerator.device)
-    with accelerator.main_process_first():
+    decoder = load_decoder(
+        model, torch.bfloat16 if options.bf16 else torch.float32, checkpointing=options.checkpointing
+    ).to(accelerator.device)
+    precision = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.bf16)
+    with accelerator.main_process_first(), precision:
         stores = [
-            _states(decoder, options, tokens, out / "states" / name, name, show)
+            _states(decoder, options, tokens, Path(states or out / "states") / name, name, show)
             for name, tokens in (("train", texts.train), ("held-out", texts.held_out))
         ]
     torch.manual_seed(options.seed)  # the correctors begin at random
     student = Student(decoder, options.shape, None if start is None else start.tensors)
     source, judge = (_source(decoder, options, store) for store in stores)
-    training = Training(student, source, _held_out(judge, options), out, options.loop, accelerator)
+    training = Training(student, source, _held_out(judge, options), out, options.loop, accelerator, precision)
     if not (resume and training.resume()) and options.shape.segments and options.state_steps:
-        _first_stage(student, stores[0], options, show)
+        with precision:
+            _first_stage(student, stores[0], options, show)
+        for parameter in student.correctors.parameters():
+            parameter.data = broadcast(parameter.data)  # every process has its own rounding
+        training.save()
     result = training.run(lambda step, loss: show(f"distilling, loss {loss:.4f}", step, options.loop.steps))
     if accelerator.is_main_process:
         write_result(out, model, student, options, result)
@@ -156,7 +176,7 @@ def train(
 
 
 def write_result(
-    out: Path, model: str | os.PathLike[str], student: Student, options: TrainOptions, result: Fidelity
+    out: Path, model: str | os.PathLike[str], student: Student, options: TrainOptions, result: Mapping[str, Fidelity]
 ) -> None:
     """Write the corrector as a folder, and as a sidecar where the model is a GGUF file."""
     shape = options.shape
@@ -167,7 +187,10 @@ def write_result(
         tensors=cast(Any, student.tensors()),
         layers=list(shape.layers),
         segments=[(first, last) for first, last in shape.segments],
-        quality={"trained on": f"{options.refresh}, k in {list(options.ks)}", "held out": asdict(result)},
+        quality={
+            "trained on": f"{options.refresh}, k in {list(options.ks)}",
+            "held out": {dropped: asdict(found) for dropped, found in result.items()},
+        },
     )
     write_folder(out / "corrector", data, force=True)
     if Path(model).is_file():
@@ -206,9 +229,16 @@ def _source(decoder: LayeredDecoder, options: TrainOptions, store: StateStore) -
     )
 
 
-def _held_out(source: BatchSource, options: TrainOptions) -> list[Batch]:
-    largest = options.shape.choices[-1]
-    return source.in_order(options.held_out, largest, max(options.ks))
+def _held_out(source: BatchSource, options: TrainOptions) -> dict[str, list[Batch]]:
+    """Return what to evaluate: every segment, or the most layers that can drop."""
+    shape, k = options.shape, max(options.ks)
+    if not shape.segments:
+        name = ", ".join(map(str, sorted(shape.layers)))
+        return {name: source.in_order(options.held_out, len(shape.layers), k)}
+    return {
+        f"{first}-{last}": source.in_order(options.held_out, choice, k)
+        for choice, (first, last) in enumerate(shape.segments)
+    }
 
 
 def _first_stage(student: Student, store: StateStore, options: TrainOptions, show: Progress) -> None:

@@ -1,0 +1,120 @@
+"""Measure a corrector at every point of a grid, and print the table of docs/correctors.md.
+
+    python grid.py MODEL.gguf OUT measure KIND WINDOWS [--policy P] [--kv-window N ...] [--rho R ...] [--k K ...]
+    python grid.py MODEL.gguf OUT table KIND
+
+KIND is prose, documents or own: the windows that recipe.py has set apart in OUT/texts.npz. The corrector is
+OUT/corrector.gguf. Each point's result is kept in OUT/grid-KIND.json, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loradrop.evaluate import Point, PointReport, perplexity
+
+RHOS = (0.1, 0.2, 0.25, 0.27, 0.33, 0.5, 0.75)
+KS = (1, 2, 3, 5)
+KV_WINDOWS = (0, 16, 64, 256)
+KINDS = ("prose", "documents", "own")
+PER_KIND = 16  # windows of each kind in texts.npz
+AT_ONCE = 8  # points that share a run of the full model
+PROMPT = 64
+
+
+def windows_of(out: Path, kind: str, n: int) -> np.ndarray:
+    """Return the first n held-out windows of a kind."""
+    with np.load(out / "texts.npz") as saved:
+        start = KINDS.index(kind) * PER_KIND
+        return saved["held_out"][start : start + PER_KIND][:n]
+
+
+def key(point: Point, n_windows: int) -> str:
+    """Return the name of a point's result."""
+    kept = f" {point.kv_window}" if point.refresh == "refill" else ""
+    return f"{point.refresh}{kept} rho {point.rho} k {point.k} on {n_windows}"
+
+
+def result(report: PointReport) -> dict[str, Any]:
+    """Return what the table needs of a report."""
+    return {
+        "refresh": report.point.refresh,
+        "kv_window": report.point.kv_window if report.point.refresh == "refill" else None,
+        "rho": report.point.rho,
+        "k": report.point.k,
+        "layers": [report.dropped_layers[0], report.dropped_layers[-1]],
+        "total": report.total.to_dict(),
+        "by_distance": [scores.to_dict() for scores in report.by_distance],
+    }
+
+
+def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Point]) -> None:
+    """Measure the points that are still missing."""
+    path = out / f"grid-{kind}.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
+    missing = [point for point in points if key(point, n_windows) not in done]
+    windows = windows_of(out, kind, n_windows)
+    for at in range(0, len(missing), AT_ONCE):
+        chosen = missing[at : at + AT_ONCE]
+        report = perplexity(model, windows, chosen, corrector=out / "corrector.gguf", prompt=PROMPT)
+        done["full"] = report.full.to_dict()
+        done |= {key(point, n_windows): result(found) for point, found in zip(chosen, report.points, strict=True)}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(done, indent=1))
+        os.replace(temporary, path)
+        print(f"{at + len(chosen)} of {len(missing)} points", flush=True)
+
+
+def table(out: Path, kind: str) -> None:
+    """Print rise of NLL, KL and agreement, a line for each point."""
+    done = json.loads((out / f"grid-{kind}.json").read_text())
+    print(f"{kind}; full model: NLL {done.pop('full')['nll']['mean']:.3f}\n")
+    print("| refresh | kv_window | rho | k | layers | windows | NLL rise | KL | top-1 agreement |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, row in sorted(done.items(), key=lambda item: _order(item[1])):
+        total = row["total"]
+        rise, margin = total["delta_nll"]["mean"], total["delta_nll"]["margin"]
+        print(
+            f"| {row['refresh']} | {'' if row['kv_window'] is None else row['kv_window']} | {row['rho']} | {row['k']} "
+            f"| {row['layers'][0]}-{row['layers'][1]} | {name.rsplit(' ', 1)[1]} | {rise:+.3f} ± {margin:.3f} "
+            f"| {total['kl']['mean']:.3f} | {total['agreement']['mean']:.3f} |"
+        )
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["refresh"], row["kv_window"] or 0, row["rho"], row["k"]
+
+
+def main() -> None:
+    """Measure, or print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("step", choices=("measure", "table"))
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("windows", type=int, nargs="?", default=PER_KIND)
+    parser.add_argument("--policy", choices=("single", "refill"), default="refill")
+    parser.add_argument("--kv-window", type=int, nargs="+", default=KV_WINDOWS)
+    parser.add_argument("--rho", type=float, nargs="+", default=RHOS)
+    parser.add_argument("--k", type=int, nargs="+", default=KS)
+    args = parser.parse_args()
+    if args.step == "table":
+        table(args.out, args.kind)
+        return
+    kept = args.kv_window if args.policy == "refill" else [0]
+    points = [
+        Point(rho=rho, k=k, refresh=args.policy, kv_window=kv_window)
+        for kv_window, rho, k in itertools.product(kept, args.rho, args.k)
+    ]
+    measure(args.model, args.out, args.kind, args.windows, points)
+
+
+if __name__ == "__main__":
+    main()
