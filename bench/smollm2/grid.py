@@ -20,7 +20,7 @@ import numpy as np
 
 from loradrop.evaluate import Point, PointReport, perplexity
 
-RHOS = (0.1, 0.2, 0.25, 0.27, 0.33, 0.5, 0.75)
+RHOS = (0.1, 0.2, 0.25, 0.33, 0.5, 0.75)
 KS = (1, 2, 3, 5)
 KV_WINDOWS = (0, 16, 64, 256)
 KINDS = ("prose", "documents", "own")
@@ -55,7 +55,7 @@ def result(report: PointReport) -> dict[str, Any]:
     }
 
 
-def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Point]) -> None:
+def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Point], n_threads: int | None) -> None:
     """Measure the points that are still missing."""
     path = out / f"grid-{kind}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
@@ -63,7 +63,9 @@ def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Poin
     windows = windows_of(out, kind, n_windows)
     for at in range(0, len(missing), AT_ONCE):
         chosen = missing[at : at + AT_ONCE]
-        report = perplexity(model, windows, chosen, corrector=out / "corrector.gguf", prompt=PROMPT)
+        report = perplexity(
+            model, windows, chosen, corrector=out / "corrector.gguf", prompt=PROMPT, n_threads=n_threads
+        )
         done["full"] = report.full.to_dict()
         done |= {key(point, n_windows): result(found) for point, found in zip(chosen, report.points, strict=True)}
         temporary = path.with_suffix(".tmp")
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--kv-window", type=int, nargs="+", default=KV_WINDOWS)
     parser.add_argument("--rho", type=float, nargs="+", default=RHOS)
     parser.add_argument("--k", type=int, nargs="+", default=KS)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.step == "table":
         table(args.out, args.kind)
@@ -113,7 +116,7 @@ def main() -> None:
         Point(rho=rho, k=k, refresh=args.policy, kv_window=kv_window)
         for kv_window, rho, k in itertools.product(kept, args.rho, args.k)
     ]
-    measure(args.model, args.out, args.kind, args.windows, points)
+    measure(args.model, args.out, args.kind, args.windows, points, args.threads)
 
 
 if __name__ == "__main__":

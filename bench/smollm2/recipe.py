@@ -6,14 +6,18 @@
     python recipe.py MODEL.gguf TEXTS OUT run FIRST LAST HIDDEN STATE_STEPS STEPS    one run; may be stopped
     python recipe.py MODEL.gguf TEXTS OUT join      all runs as one corrector: OUT/corrector.gguf
 
-Runs are independent of each other: start as many at once as there are cores. Needs the extra ``train``.
+Runs are independent of each other: start as many at once as there are cores. After `join` comes grid.py; `join` once
+more then puts what it measured into the file, and the recommended point. Needs the extra ``train``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +39,13 @@ from loradrop_convert.sources import read_corrector
 N_TOKENS = 256
 WINDOWS = {"prose.txt": 1400, "documents.txt": 700}
 OWN = 400  # windows that the model writes
+KINDS = ("prose", "documents", "own")
 HELD_OUT = 16  # of each kind
 HELD_OUT_SEED = 10**6  # of the model's own writing, apart from what it learns from
 ENDS = (3, 8, 10, 12, 15, 18, 25, 30)  # layers whose inputs runs begin or end with
 KV_LAYERS = range(18, 30)
 SHOW_EVERY = 30.0  # seconds
+WITHIN = 0.05  # nats that the recommended point may lose
 
 
 def make_texts(model_path: Path, folder: Path, out: Path) -> None:
@@ -98,7 +104,7 @@ def make_run(model_path: Path, texts: Texts, out: Path, arguments: list[str]) ->
 
 def join(model_path: Path, out: Path) -> None:
     """Write OUT/corrector.gguf from all runs, the shortest first."""
-    parts = sorted((read_corrector(folder / "corrector") for folder in out.glob("run-*")), key=_length)
+    parts = sorted((read_corrector(folder) for folder in out.glob("run-*/corrector")), key=_length)
     tensors = {
         name.replace("seg.0.", f"seg.{index}."): tensor
         for index, part in enumerate(parts)
@@ -106,7 +112,39 @@ def join(model_path: Path, out: Path) -> None:
     }
     segments = [part.segments[0] for part in parts]
     joined = CorrectorData(reuse="segment", rank=64, alpha=64.0, tensors=tensors, layers=[], segments=segments)
+    measured = {kind: out / f"grid-{kind}.json" for kind in KINDS if (out / f"grid-{kind}.json").exists()}
+    if measured:
+        points = {kind: json.loads(path.read_text()) for kind, path in measured.items()}
+        best = recommended(points["prose"])
+        quality = {"windows": "256 tokens, 64 of them prompt", "points": {k: short(rows) for k, rows in points.items()}}
+        joined = replace(joined, rho=best["rho"], k=best["k"], refresh=best["refresh"], quality=quality)
+        print(f"recommended: rho {best['rho']}, k {best['k']}, {best['total']['delta_nll']['mean']:+.3f}")
     write_sidecar(out / "corrector.gguf", joined, read_base(model_path), type="q8_0", force=True)
+
+
+def recommended(rows: dict[str, Any]) -> dict[str, Any]:
+    """Return the point that leaves out most within 0.05 nats, with refill and a window of 64; or what loses least."""
+    measured = [row for name, row in rows.items() if name.startswith("refill 64 ")]
+
+    def loss(row: dict[str, Any]) -> float:
+        return float(row["total"]["delta_nll"]["mean"])
+
+    def left_out(row: dict[str, Any]) -> float:
+        first, last = row["layers"]
+        return float((last - first + 1) * row["k"] / (row["k"] + 1))
+
+    good = [row for row in measured if loss(row) <= WITHIN]
+    return max(good, key=left_out) if good else min(measured, key=loss)
+
+
+def short(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a corrector's file says of each point."""
+    return [
+        {name: row[name] for name in ("refresh", "kv_window", "rho", "k")}
+        | {name: round(row["total"][name]["mean"], 4) for name in ("delta_nll", "kl", "agreement")}
+        for key, row in rows.items()
+        if key != "full"
+    ]
 
 
 def _length(part: CorrectorData) -> int:

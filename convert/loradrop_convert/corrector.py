@@ -35,6 +35,8 @@ class CorrectorData:
         First and last layer of each run; empty for every rule but ``segment``.
     rho, k : float and int, optional
         The recommended point.
+    refresh : {"single", "refill"}, optional
+        The refresh policy that it was made for.
     quality : dict, optional
         What was measured, how, and at which point; anything that JSON can hold.
     """
@@ -47,6 +49,7 @@ class CorrectorData:
     segments: list[tuple[int, int]]
     rho: float | None = None
     k: int | None = None
+    refresh: str | None = None
     quality: dict[str, Any] | None = None
 
 

@@ -25,7 +25,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``path``; ``kind``, one of model, sidecar, folder, reference checkpoint; ``base``, the model as
         far as it is named (``arch``, ``n_layer``, ``n_embd``, ``layout_hash``) or None; and
         ``corrector``, None for a model without one: ``reuse``, ``layers``, ``segments``, ``rank``,
-        ``alpha``, ``rho``, ``k``, ``quality``, ``n_bytes`` of all tensors, and ``tensors``, each
+        ``alpha``, ``rho``, ``k``, ``refresh``, ``quality``, ``n_bytes`` of all tensors, and ``tensors``, each
         with ``name``, ``type``, ``shape`` (a matrix is [n_out, n_in]) and ``n_bytes``.
 
     Raises

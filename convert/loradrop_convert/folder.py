@@ -106,6 +106,7 @@ def read_folder(path: str | os.PathLike[str]) -> CorrectorData:
         segments=_segments(config),
         rho=config.get("rho", float),
         k=config.get("k", int),
+        refresh=config.get("refresh", str),
         quality=config.get("quality", dict),
     )
 

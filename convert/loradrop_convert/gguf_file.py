@@ -106,6 +106,7 @@ def corrector_of(header: Header) -> CorrectorData:
         segments=list(zip(flat[::2], flat[1::2], strict=True)),
         rho=header.get("lora_drop.rho", _F32),
         k=header.get("lora_drop.k", _U32),
+        refresh=header.get("lora_drop.refresh", _STR) or None,
         quality=_quality(header),
     )
 
@@ -147,6 +148,8 @@ def corrector_fields(corrector: CorrectorData) -> list[Field]:
         fields.append(Field.make("lora_drop.rho", _F32, corrector.rho))
     if corrector.k is not None:
         fields.append(Field.make("lora_drop.k", _U32, corrector.k))
+    if corrector.refresh is not None:
+        fields.append(Field.make("lora_drop.refresh", _STR, corrector.refresh))
     if corrector.quality is not None:
         fields.append(Field.make("lora_drop.quality", _STR, json.dumps(corrector.quality)))
     return fields

@@ -15,6 +15,7 @@ from loradrop_convert.corrector import (
 )
 
 _MAX_UINT32 = 2**32 - 1
+REFRESH_POLICIES = ("single", "refill")
 
 
 def check_rules(corrector: CorrectorData, n_layer: int, n_embd: int, where: str) -> None:
@@ -61,6 +62,8 @@ class _Check:
             self.fail(f"rho is {c.rho}, expected 0 <= rho < 1")
         if c.k is not None and not 0 <= c.k <= _MAX_UINT32:
             self.fail(f"k is {c.k}, expected 0 to {_MAX_UINT32}")
+        if c.refresh not in (None, *REFRESH_POLICIES):
+            self.fail(f"refresh is {c.refresh!r}, expected {' or '.join(REFRESH_POLICIES)}")
 
     def droppable(self, key: str, layer: int) -> None:
         last = self.n_layer - 2

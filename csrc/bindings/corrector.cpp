@@ -41,6 +41,7 @@ What replaces the droppable layers of a model in a LoRA step.
         .def_readonly("segments", &corrector::segments)
         .def_readonly("rho", &corrector::rho)
         .def_readonly("k", &corrector::k)
+        .def_readonly("refresh", &corrector::refresh)
         .def_readonly("quality", &corrector::quality)
         .def_readonly("path", &corrector::path)
         .def_property_readonly("n_bytes", &corrector::n_bytes)

@@ -36,6 +36,7 @@ class corrector {
     std::vector<layer_span> segments;  // segment only
     std::optional<float>    rho;       // recommended point
     std::optional<uint32_t> k;
+    std::string             refresh;  // recommended policy: single, refill, or empty
     std::string             quality;  // JSON text, may be empty
     std::string             path;
 

@@ -248,6 +248,10 @@ class corrector_reader {
         if (id_k >= 0) {
             out->k = gguf_get_val_u32(gguf.get(), id_k);
         }
+        out->refresh = get_str("lora_drop.refresh", false);
+        if (!out->refresh.empty() && out->refresh != "single" && out->refresh != "refill") {
+            fail("lora_drop.refresh is '" + out->refresh + "', expected single or refill");
+        }
     }
 
     //

@@ -17,7 +17,7 @@ from loradrop.checks import check_int
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
 from loradrop.models import resolve_model
-from loradrop.options import DEFAULT_REFRESH, ContextOptions, DropOptions, resolve_drop
+from loradrop.options import ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
 from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from loradrop.sampling import SamplingOptions, check_seed
@@ -45,10 +45,11 @@ class Llama:
         LoRA steps between two refresh steps; 0 decodes in full. None takes the corrector's
         recommendation, else 3.
     corrector : path, optional
-        A sidecar with the corrector. None takes the one in the model's own file.
+        A sidecar with the corrector. None takes the one in the model's own file or, if `rho` is given, the one that
+        the package holds for the model.
     refresh : {"single", "refill"}, optional
         Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
-        again. None is ``single``.
+        again. None takes the corrector's recommendation, and ``single`` where it has none.
     kv_window : int
         With ``refill``: newest tokens whose K/V droppable layers keep.
     n_ctx : int
@@ -122,7 +123,7 @@ class Llama:
             rho=rho,
             k=k,
             corrector=corrector,
-            refresh=DEFAULT_REFRESH if refresh is None else refresh,
+            refresh=refresh,
             kv_window=kv_window,
             allow_uncorrected=allow_uncorrected,
         )
@@ -154,13 +155,13 @@ class Llama:
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,
-            refresh=drop_options.refresh,
+            refresh=drop.refresh,
             kv_window=kv_window,
         )
         self.corrector = drop.corrector
         self.rho = drop.rho
         self.k = drop.k
-        self.refresh = drop_options.refresh
+        self.refresh = drop.refresh
         self.dropped_layers = context.dropped_layers
         self._session: Session | None = Session(context, n_ctx)
         self._template: ChatTemplate | None = None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from loradrop._core import Corrector, CorrectorError, Model
 from loradrop.checks import check_choice, check_float, check_int
+from loradrop.packaged_correctors import packaged_corrector
 
 REFRESH_POLICIES = ("single", "refill")
-DEFAULT_REFRESH = "single"  # the faster one on a CPU; see README.md
+DEFAULT_REFRESH = "single"  # the paper's, for correctors that name none
 DEFAULT_K = 3
 MAX_K = 2**20
 MAX_INT32 = 2**31 - 1
@@ -31,9 +32,9 @@ class DropOptions:
     k : int, optional
         LoRA steps between two refresh steps, 0 or more; None takes the file's.
     corrector : path, optional
-        A sidecar file; None takes what the model's own file holds.
-    refresh : {"single", "refill"}
-        The refresh policy.
+        A sidecar file; None takes what the model's own file holds or, if rho is given, what the package holds for it.
+    refresh : {"single", "refill"}, optional
+        The refresh policy; None takes the corrector's, else `DEFAULT_REFRESH`.
     kv_window : int
         Newest tokens whose K/V droppable layers keep, with ``refill``.
     allow_uncorrected : bool
@@ -43,7 +44,7 @@ class DropOptions:
     rho: float | None = None
     k: int | None = None
     corrector: str | os.PathLike[str] | None = None
-    refresh: str = DEFAULT_REFRESH
+    refresh: str | None = None
     kv_window: int = 64
     allow_uncorrected: bool = False
 
@@ -52,7 +53,8 @@ class DropOptions:
             check_float("rho", self.rho, 0.0, 1.0, below=True)
         if self.k is not None:
             check_int("k", self.k, 0, MAX_K)
-        check_choice("refresh", self.refresh, REFRESH_POLICIES)
+        if self.refresh is not None:
+            check_choice("refresh", self.refresh, REFRESH_POLICIES)
         check_int("kv_window", self.kv_window, 0, MAX_INT32)
         if self.corrector is not None and not Path(self.corrector).is_file():
             raise FileNotFoundError(
@@ -104,11 +106,14 @@ class Drop:
         Share of the layers that drop; 0 where none does.
     k : int
         LoRA steps between two refresh steps; 0 where there are none.
+    refresh : {"single", "refill"}
+        The refresh policy.
     """
 
     corrector: Corrector | None
     rho: float
     k: int
+    refresh: str = DEFAULT_REFRESH
 
 
 FULL = Drop(None, 0.0, 0)
@@ -143,7 +148,7 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
     k = options.k
     if k is None:
         k = DEFAULT_K if corrector.k is None else corrector.k
-    return Drop(corrector, rho, k) if k else FULL
+    return Drop(corrector, rho, k, options.refresh or corrector.refresh or DEFAULT_REFRESH) if k else FULL
 
 
 def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
@@ -151,7 +156,8 @@ def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
     corrector = Corrector.load(path, model)
     if corrector is None and options.corrector is not None:
         raise CorrectorError(f"corrector={path!r}: the file holds no corrector; give a sidecar made for this model")
-    return corrector
+    packaged = packaged_corrector(model) if corrector is None and options.rho else None
+    return corrector if packaged is None else Corrector.load(os.fspath(packaged), model)
 
 
 def _recommended_rho(corrector: Corrector | None, k: int | None) -> float:

@@ -69,6 +69,7 @@ BAD_CORRECTORS: dict[str, tuple[TinyCorrector, str]] = {
     "layer twice": (dataclasses.replace(layered(), layers=[3, 4, 3]), "names layer 3 twice"),
     "rho 1": (dataclasses.replace(layered(), rho=1.0), "lora_drop.rho is 1.0"),
     "rho NaN": (dataclasses.replace(layered(), rho=float("nan")), "lora_drop.rho is nan"),
+    "unknown refresh": (dataclasses.replace(layered(), refresh="never"), "lora_drop.refresh is 'never'"),
     "no A": (without(layered(), "lora_drop_a"), "lora_drop_a.weight is missing"),
     "no B": (without(layered(), "lora_drop_b"), "lora_drop_b.weight is missing"),
     "B transposed": (

@@ -283,6 +283,27 @@ def test_point_comes_from_the_file(files: dict[str, Path]) -> None:
     assert (rho, k, len(layers)) == (0.34, 3, 2)
 
 
+def test_refresh_comes_from_the_file(files: dict[str, Path], tmp_path: Path) -> None:
+    model = tiny.make_model()
+    corrector = tiny.make_corrector(model, "anchor-delta", layers=[3, 2, 4])
+    tiny.write_sidecar(tmp_path / "refill.gguf", model, dataclasses.replace(corrector, rho=0.5, k=K, refresh="refill"))
+
+    def policy(sidecar: Path, **options: Any) -> str:
+        with Llama(files["base"], corrector=sidecar, n_ctx=64, n_threads=1, **options) as llm:
+            return llm.refresh
+
+    assert policy(files["sidecar"]) == "single"
+    assert policy(tmp_path / "refill.gguf", refresh="single") == "single"
+    assert policy(tmp_path / "refill.gguf") == "refill"
+    with (
+        Llama(files["base"], corrector=tmp_path / "refill.gguf", n_ctx=N_CTX, n_threads=1) as llm,
+        Llama(files["base"], corrector=files["sidecar"], refresh="refill", n_ctx=N_CTX, n_threads=1) as same,
+        Llama(files["base"], corrector=files["sidecar"], n_ctx=N_CTX, n_threads=1) as other,
+    ):
+        texts = [text_of(one(PROMPT, max_tokens=40, temperature=0)) for one in (llm, same, other)]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_sidecar_and_own_corrector_decode_alike(files: dict[str, Path], llm: Llama) -> None:
     with Llama(files["base"], corrector=files["sidecar"], n_ctx=N_CTX, n_threads=1) as other:
         assert text_of(other(PROMPT, temperature=0)) == text_of(llm(PROMPT, temperature=0))

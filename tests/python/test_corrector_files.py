@@ -67,12 +67,13 @@ def as_data(corrector: TinyCorrector) -> CorrectorData:
         segments=corrector.segments or [],
         rho=corrector.rho,
         k=corrector.k,
+        refresh=corrector.refresh,
         quality=None if corrector.quality is None else json.loads(corrector.quality),
     )
 
 
 def some_corrector(reuse: Reuse) -> CorrectorData:
-    return dataclasses.replace(as_data(corrector_for(MODEL, reuse)), rho=0.25, k=3, quality=QUALITY)
+    return dataclasses.replace(as_data(corrector_for(MODEL, reuse)), rho=0.25, k=3, refresh="refill", quality=QUALITY)
 
 
 def assert_same(a: CorrectorData, b: CorrectorData) -> None:
@@ -153,7 +154,9 @@ def test_layers_for_further_tokens_do_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reuse", REUSES)
 def test_sidecar_is_what_another_writer_makes(tmp_path: Path, model: Model, base: BaseInfo, reuse: Reuse) -> None:
-    corrector = dataclasses.replace(corrector_for(MODEL, reuse), rho=0.25, k=3, quality=json.dumps(QUALITY))
+    corrector = dataclasses.replace(
+        corrector_for(MODEL, reuse), rho=0.25, k=3, refresh="refill", quality=json.dumps(QUALITY)
+    )
     write_tiny_sidecar(tmp_path / "theirs.gguf", MODEL, corrector, "f16")
     write_sidecar(tmp_path / "ours.gguf", as_data(corrector), base)
     theirs, ours = GGUFReader(tmp_path / "theirs.gguf"), GGUFReader(tmp_path / "ours.gguf")
@@ -169,6 +172,7 @@ def test_sidecar_is_what_another_writer_makes(tmp_path: Path, model: Model, base
     native = Corrector.load(str(tmp_path / "ours.gguf"), model)
     assert native is not None
     assert (native.reuse, native.rank, native.alpha, native.rho, native.k) == (reuse, 4, 8.0, 0.25, 3)
+    assert native.refresh == "refill"
     assert native.layers == corrector.layers
     assert native.segments == (corrector.segments or [])
     assert json.loads(native.quality) == QUALITY
@@ -330,6 +334,7 @@ def test_tensor_types_that_correctors_do_not_have(tmp_path: Path, base: BaseInfo
         ({"alpha": 1e39}, "alpha is 1e+39"),
         ({"rho": 0.99999999}, "rho is 0.99999999"),
         ({"rho": -0.1}, "rho is -0.1"),
+        ({"refresh": "often"}, "refresh is 'often', expected single or refill"),
         ({"k": -1}, "k is -1"),
         ({"k": 2**32}, "k is 4294967296"),
         ({"segments": [(2, 5)]}, "which only the reuse rule segment knows"),
@@ -445,6 +450,7 @@ def correctors(draw: st.DrawFn) -> CorrectorData:
         segments=segments,
         rho=draw(st.none() | st.floats(0, 0.75, width=32)),
         k=draw(st.none() | st.integers(0, 2**32 - 1)),
+        refresh=draw(st.sampled_from([None, "single", "refill"])),
         quality=draw(st.none() | st.dictionaries(st.text(), st.integers() | st.text() | st.none(), min_size=1)),
     )
 
@@ -517,6 +523,7 @@ def test_quality_that_is_not_json(tmp_path: Path, quality: dict[str, Any]) -> No
         ("layers", [1, "2"], "expected integers"),
         ("segments", [[1, 2], [3]], "segments holds [3], expected"),
         ("k", 3.0, "k is '3.0', expected an integer"),
+        ("refresh", 3, "refresh is '3', expected a string"),
         ("quality", "good", "quality is 'good', expected an object"),
         ("base", {"arch": "llama", "n_layer": 8}, "base.n_embd is missing"),
     ],

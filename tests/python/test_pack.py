@@ -543,7 +543,14 @@ def test_inspect_text(tmp_path: Path, base: Path, corrector: Path) -> None:
     assert "corrector  none" in run("inspect", base).stdout
     pack_sidecar(base, corrector, tmp_path / "s.gguf")
     text = run("inspect", tmp_path / "s.gguf").stdout
-    for part in ("sidecar", "segment", "3-3, 2-5, 1-6", "4, 8", "rho = 0.25, k = 3", "llama, 8 layers, width 64"):
+    for part in (
+        "sidecar",
+        "segment",
+        "3-3, 2-5, 1-6",
+        "4, 8",
+        "rho = 0.25, k = 3, refresh = refill",
+        "llama, 8 layers, width 64",
+    ):
         assert part in text
     assert read_base(base).layout_hash in text
     assert "lora_drop.seg.2.down.weight" in text and "64 x 24" in text

@@ -80,7 +80,7 @@ class TinyCorrector:
         First and last layer of each run, for ``segment`` only.
     tensors : dict of str to float32 array
         GGUF tensor name -> weights, a matrix as [n_out, n_in].
-    rho, k, quality : optional
+    rho, k, refresh, quality : optional
         The recommended point and what was measured there; left out of the file where None.
     """
 
@@ -92,6 +92,7 @@ class TinyCorrector:
     segments: list[tuple[int, int]] | None = None
     rho: float | None = None
     k: int | None = None
+    refresh: str | None = None
     quality: str | None = None
 
 
@@ -354,6 +355,8 @@ def _add_corrector(writer: GGUFWriter, corrector: TinyCorrector, tensor_type: Te
         writer.add_float32("lora_drop.rho", corrector.rho)
     if corrector.k is not None:
         writer.add_uint32("lora_drop.k", corrector.k)
+    if corrector.refresh is not None:
+        writer.add_string("lora_drop.refresh", corrector.refresh)
     if corrector.quality is not None:
         writer.add_string("lora_drop.quality", corrector.quality)
     _add_tensors(writer, corrector.tensors, tensor_type)

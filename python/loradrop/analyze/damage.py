@@ -65,7 +65,7 @@ class DamageMeter:
             corrector=Corrector.load(str(point.corrector), self._model),
             rho=point.rho or 0.0,
             k=self._options.k,
-            refresh=point.refresh,
+            refresh=self._options.refresh,
             capture=range(-1, self._model.n_layer - 1),
         ).close()
 

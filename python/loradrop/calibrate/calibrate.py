@@ -167,6 +167,7 @@ def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_lay
         corrector,
         rho=len(best.dropped_layers) / n_layer,
         k=best.point.k,
+        refresh=best.point.refresh,
         quality={
             "measured on": "windows set apart from the calibration's texts",
             "points": [

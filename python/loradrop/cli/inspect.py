@@ -58,6 +58,8 @@ def _droppable(corrector: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _point_text(corrector: dict[str, Any]) -> str:
     point = [f"{name} = {corrector[name]:g}" for name in ("rho", "k") if corrector[name] is not None]
+    if corrector["refresh"] is not None:
+        point.append(f"refresh = {corrector['refresh']}")
     return ", ".join(point) or "nothing"
 
 

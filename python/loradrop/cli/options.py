@@ -11,7 +11,7 @@ import click
 from loradrop.cli.progress import pull_progress
 from loradrop.llama import Llama
 from loradrop.models import resolve_model
-from loradrop.options import DEFAULT_REFRESH, FLASH_ATTN, KV_TYPES, REFRESH_POLICIES
+from loradrop.options import FLASH_ATTN, KV_TYPES, REFRESH_POLICIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,9 +31,7 @@ _DROP_OPTIONS = [
     click.option(
         "--refresh",
         type=click.Choice(REFRESH_POLICIES),
-        default=DEFAULT_REFRESH,
-        show_default=True,
-        help="Whether a refresh step runs one token, or the LoRA steps' tokens again.",
+        help="Whether a refresh step runs one token, or the LoRA steps' tokens again. [default: the corrector's]",
     ),
     click.option(
         "--kv-window",
@@ -45,7 +43,7 @@ _DROP_OPTIONS = [
     click.option(
         "--corrector",
         type=click.Path(path_type=Path),
-        help="A sidecar with the corrector. [default: the model's own]",
+        help="A sidecar with the corrector. [default: the model's own, or the package's]",
     ),
     click.option(
         "--allow-uncorrected",
@@ -101,7 +99,7 @@ class LlamaOptions(TypedDict):
 
     rho: float | None
     k: int | None
-    refresh: str
+    refresh: str | None
     kv_window: int
     corrector: Path | None
     allow_uncorrected: bool

@@ -61,7 +61,8 @@ _OPTIONS = [
         "--refresh",
         type=click.Choice(REFRESH_POLICIES),
         multiple=True,
-        help=f"Whether a refresh step runs one token, or the LoRA steps' tokens again. [default: {Point.refresh}]",
+        help="Whether a refresh step runs one token, or the LoRA steps' tokens again. "
+        "[default: the corrector's, else single]",
     ),
     click.option(
         "--kv-window",
@@ -91,7 +92,8 @@ def chosen_points(
     if rho or k or refresh or kv_window or not points:
         rhos: Sequence[float | None] = rho or [None]
         ks: Sequence[int | None] = k or [None]
-        for one in product(rhos, ks, refresh or [Point.refresh], kv_window or [Point.kv_window]):
+        policies: Sequence[str | None] = refresh or [None]
+        for one in product(rhos, ks, policies, kv_window or [Point.kv_window]):
             points.append(_without_idle_window(Point(*one)))
     return list(dict.fromkeys(points))
 

@@ -95,7 +95,7 @@ def make_contexts(
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,
-            refresh=point.refresh,
+            refresh=drop.refresh,
             kv_window=point.kv_window,
             **_cache_options(options),
         )

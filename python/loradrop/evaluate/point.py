@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loradrop._core import Model
-from loradrop.options import DEFAULT_REFRESH, Drop, DropOptions, resolve_drop
+from loradrop.options import Drop, DropOptions, resolve_drop
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Point:
         Share of the layers that drop, [0, 1); None takes the corrector's recommendation.
     k : int, optional
         LoRA steps between two refresh steps; None takes the corrector's recommendation, else 3.
-    refresh : {"single", "refill"}
-        The refresh policy.
+    refresh : {"single", "refill"}, optional
+        The refresh policy; None takes the corrector's recommendation, else ``single``.
     kv_window : int
         With ``refill``: newest tokens whose K/V droppable layers keep.
     corrector : path, optional
@@ -31,7 +31,7 @@ class Point:
 
     rho: float | None = None
     k: int | None = None
-    refresh: str = DEFAULT_REFRESH
+    refresh: str | None = None
     kv_window: int = 64
     corrector: str | os.PathLike[str] | None = None
 
@@ -61,6 +61,8 @@ def resolve_points(
         )
         drop = resolve_drop(options, model)
         if drop.corrector is not None:
-            filled = dataclasses.replace(point, rho=drop.rho, k=drop.k, corrector=options.corrector)
+            filled = dataclasses.replace(
+                point, rho=drop.rho, k=drop.k, refresh=drop.refresh, corrector=options.corrector
+            )
             resolved.append((filled, drop))
     return resolved

@@ -187,6 +187,7 @@ def write_result(
         tensors=cast(Any, student.tensors()),
         layers=list(shape.layers),
         segments=[(first, last) for first, last in shape.segments],
+        refresh=options.refresh,
         quality={
             "trained on": f"{options.refresh}, k in {list(options.ks)}",
             "held out": {dropped: asdict(found) for dropped, found in result.items()},
