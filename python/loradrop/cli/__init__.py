@@ -12,6 +12,7 @@ from loradrop import __version__
 
 COMMANDS = {
     "analyze": "loradrop.cli.analyze",
+    "bench": "loradrop.cli.bench",
     "calibrate": "loradrop.cli.calibrate",
     "convert": "loradrop.cli.convert",
     "generate": "loradrop.cli.generate",
@@ -19,6 +20,7 @@ COMMANDS = {
     "models": "loradrop.cli.models",
     "pack": "loradrop.cli.pack",
     "perplexity": "loradrop.cli.perplexity",
+    "random-model": "loradrop.cli.random_model",
     "train": "loradrop.cli.train",
     "unpack": "loradrop.cli.unpack",
 }

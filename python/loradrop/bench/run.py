@@ -1,0 +1,162 @@
+"""Points and the full model decode the same tokens in turn, and are timed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from loradrop._core import Model
+from loradrop.bench.report import BenchReport, PointBench, ceiling_of, decode_of, speed_up_of
+from loradrop.bench.step_bytes import step_bytes
+from loradrop.bench.text import greedy_tokens, prompt_tokens
+from loradrop.bench.timing import Job, run_rounds
+from loradrop.checks import check_int
+from loradrop.evaluate.contexts import make_contexts
+from loradrop.evaluate.point import Point, resolve_points
+from loradrop.models import resolve_model
+from loradrop.options import ContextOptions, Drop
+
+# Told how many of the decodes are done, and how many there are.
+Progress = Callable[[int, int], None]
+
+
+def bench(
+    model: str | os.PathLike[str] | Model,
+    points: Sequence[Point] = (Point(),),
+    *,
+    corrector: str | os.PathLike[str] | None = None,
+    allow_uncorrected: bool = False,
+    prompt: int = 128,
+    tokens: int = 64,
+    n_rounds: int = 5,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    flash_attn: str | bool = "auto",
+    type_k: str = "f16",
+    type_v: str = "f16",
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Measure how quickly a model decodes with LoRA-Drop, beside the full model.
+
+    The full model continues a fixed prompt, always with the most probable token. Then all points and the full model
+    decode these tokens, in one process and in turn, in rounds. A point's speed-up is taken within each round. For
+    ``refill`` the full model's batches of k + 1 tokens are timed in the rounds too.
+
+    Parameters
+    ----------
+    model : str, path or Model
+        As in `loradrop.Llama`, or an open model, for which `n_gpu_layers` has no meaning.
+    points : sequence of Point
+        Where to measure. The full model is always measured; points at which nothing drops are left out.
+    corrector : path, optional
+        A sidecar for the points that name none.
+    allow_uncorrected : bool
+        Whether layers may drop without a trained corrector.
+    prompt : int
+        Tokens of the prompt.
+    tokens : int
+        Tokens decoded after it in every round, at least one period of each point.
+    n_rounds : int
+        Rounds that count; one more is run before them.
+    n_threads : int, optional
+        None leaves it to the core.
+    n_gpu_layers, flash_attn, type_k, type_v
+        As in `loradrop.Llama`.
+    progress : callable, optional
+        Called after each decode.
+
+    Returns
+    -------
+    BenchReport
+
+    Raises
+    ------
+    FileNotFoundError, ModelError, CorrectorError, UnsupportedError
+        As `loradrop.Llama`.
+    ValueError, TypeError
+        For an argument out of its range or of the wrong type.
+    """
+    check_int("prompt", prompt, 1)
+    check_int("tokens", tokens, 1)
+    check_int("n_rounds", n_rounds, 1)
+    options = ContextOptions(
+        n_ctx=prompt + tokens,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        flash_attn=flash_attn,
+        type_k=type_k,
+        type_v=type_v,
+    )
+    opened = model if isinstance(model, Model) else _open(model, n_gpu_layers)
+    resolved = resolve_points(points, opened, corrector, allow_uncorrected)
+    for point, drop in resolved:
+        if tokens < drop.k + 1:
+            raise ValueError(f"tokens={tokens}: a period at k={point.k} has {drop.k + 1}; give at least as many")
+    all_bytes = [step_bytes(opened, drop) for _, drop in resolved]
+
+    contexts = make_contexts(opened, resolved, options, prompt=prompt, n_parallel=1, threads=n_threads or 0)
+    try:
+        jobs = [Job(context) for context in contexts]
+        batches = {drop.k: Job(contexts[0], drop.k + 1) for point, drop in resolved if point.refresh == "refill"}
+        begin = prompt_tokens(opened, prompt)
+        rest = greedy_tokens(contexts[0], begin, tokens)
+        everything = [*jobs, *batches.values()]
+        run_rounds(everything, begin, rest, n_rounds, _counter(progress, len(everything) * (n_rounds + 1)))
+        threads_used = contexts[0].n_threads
+    finally:
+        for context in contexts:
+            context.close()
+
+    full = jobs[0]
+    reports = []
+    for (point, drop), job, n_bytes in zip(resolved, jobs[1:], all_bytes, strict=True):
+        counted = tokens // (drop.k + 1) * (drop.k + 1)
+        batch = batches[drop.k] if point.refresh == "refill" else None
+        reports.append(
+            PointBench(
+                point=point,
+                reuse=_reuse(drop),
+                dropped_layers=_dropped_layers(opened, drop),
+                decode=decode_of(job, counted),
+                speed_up=speed_up_of(full, job, counted),
+                step_bytes=n_bytes,
+                batch_round_seconds=None if batch is None else batch.rounds,
+                ceiling=ceiling_of(n_bytes, drop.k, full, batch),
+            )
+        )
+    return BenchReport(
+        model=opened.path if isinstance(model, Model) else os.fspath(model),
+        description=opened.description,
+        prompt=prompt,
+        tokens=tokens,
+        n_rounds=n_rounds,
+        n_threads=threads_used,
+        full=decode_of(full, tokens),
+        points=tuple(reports),
+    )
+
+
+def _open(model: str | os.PathLike[str], n_gpu_layers: int) -> Model:
+    return Model(os.fspath(resolve_model(model)), n_gpu_layers=n_gpu_layers)
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    n_done = 0
+
+    def advance(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        if progress is not None:
+            progress(n_done, total)
+
+    return advance
+
+
+def _reuse(drop: Drop) -> str:
+    assert drop.corrector is not None
+    return "none" if drop.corrector.is_none else drop.corrector.reuse
+
+
+def _dropped_layers(model: Model, drop: Drop) -> tuple[int, ...]:
+    assert drop.corrector is not None
+    return tuple(sorted(drop.corrector.dropped_layers(drop.rho, model.n_layer)))

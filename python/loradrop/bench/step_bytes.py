@@ -1,0 +1,111 @@
+"""How many bytes of weights each kind of step reads, from the heads of the files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gguf import GGUFValueType
+
+from loradrop._core import Corrector, Model
+from loradrop.options import Drop
+from loradrop_convert.base import base_of, read_model_header
+from loradrop_convert.corrector import SEGMENT, is_corrector_tensor, is_vector, layer_tensor, segment_tensor
+from loradrop_convert.gguf_header import Header, TensorInfo, read_header
+
+_LOOKED_UP = ("token_embd.weight", "position_embd.weight")  # a token reads one row
+_OUTPUT = "output.weight"
+_LAYER = re.compile(r"blk\.(\d+)\.")
+# of their three thirds one meets x_t, and the others meet the anchor's states
+_SPLIT_PARTS = ("a", "gate", "up")
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of weights that a step of one token reads.
+
+    Attributes
+    ----------
+    full : int
+        A step of the full model: all layers, norms and the output head, and one row of a token embedding that is not
+        the output head too; of a mixture's experts those that a token uses.
+    refresh : int
+        A refresh step: `full`, and what of the corrector meets the anchor's states alone.
+    lora : int
+        A LoRA step: `full` without the dropped layers, and the rest of the corrector.
+    """
+
+    full: int
+    refresh: int
+    lora: int
+
+
+def step_bytes(model: Model, drop: Drop) -> StepBytes:
+    """Return the bytes of weights that the steps of a point read.
+
+    Not counted are the K/V cache, activations and the corrector's states of a sequence: a few rows a layer each,
+    except for the cache of long texts, which LoRA-Drop makes smaller too. There the speed-up may exceed the ceiling.
+
+    Parameters
+    ----------
+    drop : Drop
+        What the point comes to; `FULL` for the full model.
+
+    Raises
+    ------
+    ModelError
+        If the file is one part of several.
+    """
+    header = read_model_header(model.path)
+    layers, rest = _model_bytes(header)
+    full = rest + sum(layers)
+    if drop.corrector is None:
+        return StepBytes(full, full, full)
+    dropped = sorted(drop.corrector.dropped_layers(drop.rho, model.n_layer))
+    lora, anchor = (0, 0) if drop.corrector.is_none else _corrector_bytes(drop.corrector, dropped)
+    return StepBytes(full, full + anchor, full - sum(layers[i] for i in dropped) + lora)
+
+
+def _model_bytes(header: Header) -> tuple[list[int], int]:
+    """Return the bytes of each layer, and those of what else a step reads."""
+    layers, rest = [0] * base_of(header).n_layer, 0
+    tied = all(tensor.name != _OUTPUT for tensor in header.tensors)
+    used_experts = _used_experts(header)
+    for tensor in header.tensors:
+        if is_corrector_tensor(tensor.name):
+            continue
+        n_bytes = tensor.n_bytes
+        if "_exps." in tensor.name:
+            n_bytes = round(n_bytes * used_experts)
+        layer = _LAYER.match(tensor.name)
+        if layer is None:
+            rest += n_bytes // tensor.ne[1] if _is_looked_up(tensor, tied) else n_bytes
+        elif int(layer[1]) < len(layers):  # llama.cpp does not load layers for multi-token prediction
+            layers[int(layer[1])] += n_bytes
+    return layers, rest
+
+
+def _is_looked_up(tensor: TensorInfo, tied: bool) -> bool:
+    return tensor.name in _LOOKED_UP and not (tied and tensor.name == _LOOKED_UP[0])
+
+
+def _used_experts(header: Header) -> float:
+    """Return the share of a mixture's experts that a token uses."""
+    arch = header.need("general.architecture", GGUFValueType.STRING)
+    there = header.get(f"{arch}.expert_count", GGUFValueType.UINT32)
+    used = header.get(f"{arch}.expert_used_count", GGUFValueType.UINT32)
+    return used / there if there and used else 1.0
+
+
+def _corrector_bytes(corrector: Corrector, dropped: list[int]) -> tuple[int, int]:
+    """Return the bytes that a LoRA step reads, and those that a refresh step reads."""
+    sizes = {tensor.name: tensor.n_bytes for tensor in read_header(corrector.path).tensors}
+    if corrector.reuse != SEGMENT:
+        parts = [layer_tensor(layer, part) for layer in dropped for part in ("a", "b", "gate")]
+        lora = sum(sizes.get(name, 0) for name in parts if not is_vector(name))
+        return lora, sum(sizes.get(name, 0) for name in parts) - lora
+    run = corrector.segments.index((dropped[0], dropped[-1]))
+    lora = sum(sizes.get(segment_tensor(run, part), 0) for part in ("b", "down"))
+    split = sum(sizes.get(segment_tensor(run, part), 0) for part in _SPLIT_PARTS)
+    carry = sizes.get(segment_tensor(run, "carry"), 0)
+    return lora + split // 3, split - split // 3 + carry

@@ -1,0 +1,30 @@
+"""What is decoded: the tokens of a fixed prompt, and the full model's own continuation of it."""
+
+from __future__ import annotations
+
+from loradrop._core import Context, Model
+
+_TEXT = (
+    "The harbour lay quiet in the early light. Fishing boats rocked at their moorings, and a thin mist drifted over "
+    "the water towards the lighthouse. On the quay two children counted the gulls, lost count, laughed, and began "
+    "again from one. Somewhere behind them a door opened, and the smell of bread came down the street. "
+)
+
+
+def prompt_tokens(model: Model, n_tokens: int) -> list[int]:
+    """Return a prompt of `n_tokens` tokens, the same for each model of the same tokenizer."""
+    text = _TEXT
+    while len(tokens := model.tokenize(text.encode(), True, False)) < n_tokens:
+        text += text
+    return tokens[:n_tokens]
+
+
+def greedy_tokens(context: Context, prompt: list[int], n_tokens: int) -> list[int]:
+    """Return the tokens that a context decodes after a prompt, each the most probable one, up to and past any end."""
+    context.clear()
+    context.decode(prompt)
+    tokens: list[int] = []
+    for _ in range(n_tokens):
+        tokens.append(int(context.logits().argmax()))
+        context.decode(tokens[-1:])
+    return tokens

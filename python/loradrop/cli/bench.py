@@ -1,0 +1,82 @@
+"""``loradrop bench``: how quickly a model decodes with LoRA-Drop, and how quickly it could."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loradrop.bench import bench
+from loradrop.cli.bench_table import print_report
+from loradrop.cli.options import MODEL_HELP
+from loradrop.cli.points import chosen_points, point_options
+from loradrop.cli.progress import pull_progress, token_progress
+from loradrop.models import resolve_model
+from loradrop.options import FLASH_ATTN, KV_TYPES
+
+
+@click.command(
+    name="bench",
+    short_help="Measure how quickly a model decodes with LoRA-Drop.",
+    help=f"""Decode the same tokens in full and at each point, in turn and in rounds, and show how quickly.
+
+    Shown are tokens/s, the speed-up over the full model (within each round), a step's milliseconds, the bytes of the
+    K/V cache, and the ceiling: the speed-up if all that took time were reading the weights that a step needs.
+
+    {MODEL_HELP}""",
+)
+@click.argument("model")
+@point_options
+@click.option(
+    "--corrector", type=click.Path(path_type=Path), help="A sidecar. [default: the model's own, or the package's]"
+)
+@click.option("--allow-uncorrected", is_flag=True, help="Drop layers even without a trained corrector.")
+@click.option("--prompt", type=int, default=128, show_default=True, help="Tokens of the prompt.")
+@click.option("--tokens", type=int, default=64, show_default=True, help="Tokens decoded in each round.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds, after one that does not count.")
+@click.option("--threads", type=int, help="Threads of the decode. [default: chosen by the core]")
+@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1 for all.")
+@click.option("--flash-attn", type=click.Choice(FLASH_ATTN), default="auto", show_default=True)
+@click.option("--type-k", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Of the cache's keys.")
+@click.option("--type-v", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="And of its values.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every step's seconds.")
+def command(
+    model: str,
+    corrector: Path | None,
+    allow_uncorrected: bool,
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    threads: int | None,
+    n_gpu_layers: int,
+    flash_attn: str,
+    type_k: str,
+    type_v: str,
+    as_json: bool,
+    **points: Any,
+) -> None:
+    """Run the command."""
+    with pull_progress() as pulling:
+        path = resolve_model(model, pulling)
+    with token_progress("decoding") as decoding:
+        report = bench(
+            path,
+            chosen_points(**points),
+            corrector=corrector,
+            allow_uncorrected=allow_uncorrected,
+            prompt=prompt,
+            tokens=tokens,
+            n_rounds=rounds,
+            n_threads=threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            progress=decoding,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        print_report(report)

@@ -1,0 +1,47 @@
+"""A bench report as a table on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from loradrop.bench.report import BenchReport, Decode, Spread
+from loradrop.cli.points import point_name
+from loradrop.cli.tables import size_text
+
+PIPE_WIDTH = 120  # of a console that is no terminal
+
+
+def print_report(report: BenchReport) -> None:
+    """Print speed, memory and the ceiling of the full model and all points."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    console.print(
+        f"{report.description}: {report.tokens} tokens decoded after a prompt of {report.prompt}, "
+        f"{report.n_rounds} rounds, {report.n_threads} threads"
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("point", no_wrap=True)
+    for heading in ("tokens/s", "speed-up", "ms p50", "p95", "KV cache", "ceiling", "reached"):
+        table.add_column(heading, justify="right")
+    table.add_row("full", *_cells(report.full, ""), "", "")
+    for point in report.points:
+        cells = _cells(point.decode, _text(point.speed_up))
+        table.add_row(point_name(point.point), *cells, f"{point.ceiling:.2f}", f"{point.share_of_ceiling:.0%}")
+    console.print(table)
+    console.print("tokens/s and speed-up: median over the rounds; in brackets the speed-up's least and greatest")
+
+
+def _cells(decode: Decode, speed_up: str) -> list[str]:
+    return [
+        f"{decode.tokens_per_second.median:.1f}",
+        speed_up,
+        f"{decode.ms_per_token_p50:.2f}",
+        f"{decode.ms_per_token_p95:.2f}",
+        size_text(decode.kv_bytes),
+    ]
+
+
+def _text(spread: Spread) -> str:
+    return f"{spread.median:.2f} ({spread.least:.2f} to {spread.greatest:.2f})"

@@ -1,0 +1,344 @@
+"""Bench: the ceiling by hand and against bytes summed by gguf's reader; rounds and figures with a clock of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from gguf import GGUFReader, GGUFWriter
+
+import tiny
+from loradrop._core import Context, CorrectorError, Model
+from loradrop.bench import Point, StepBytes, bench, step_bytes, timing
+from loradrop.bench.ceiling import refill_ceiling, single_ceiling
+from loradrop.bench.report import ceiling_of, decode_of, speed_up_of
+from loradrop.bench.step_bytes import _model_bytes
+from loradrop.bench.timing import Job, run_rounds
+from loradrop.cli import main
+from loradrop.options import FULL, DropOptions, resolve_drop
+from loradrop_convert.gguf_header import read_header
+
+QUICK: dict[str, Any] = {"prompt": 5, "tokens": 8, "n_rounds": 2, "n_threads": 1}
+
+
+def corrector_for(model: tiny.TinyModel, reuse: tiny.Reuse) -> tiny.TinyCorrector:
+    if reuse == "segment":
+        return tiny.make_corrector(model, reuse, segments=[(3, 3), (2, 4)])
+    return tiny.make_corrector(model, reuse, layers=[3, 2, 4])
+
+
+@pytest.fixture(scope="module")
+def drop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "drop.gguf"
+    model = tiny.make_model()
+    corrector = dataclasses.replace(corrector_for(model, "segment"), rho=0.5, k=3)
+    tiny.write_gguf(path, model, corrector)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "base.gguf"
+    tiny.write_gguf(path, tiny.make_model())
+    return path
+
+
+#
+# the ceiling
+#
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(0.5, 1.60), (0.75, 2.2857)])
+def test_ceiling_of_32_equal_layers(rho: float, expected: float) -> None:
+    layer = 1000
+    n_bytes = StepBytes(full=32 * layer, refresh=32 * layer, lora=round((1 - rho) * 32) * layer)
+    assert single_ceiling(n_bytes, 3) == pytest.approx(expected, rel=1e-4)
+    # a batch that took as long as one step would make no difference
+    assert refill_ceiling(n_bytes, 3, 0.1, 0.1) == pytest.approx(expected, rel=1e-4)
+
+
+def test_ceilings_by_hand() -> None:
+    n_bytes = StepBytes(full=100, refresh=120, lora=40)
+    assert single_ceiling(n_bytes, 2) == pytest.approx(300 / (120 + 80))
+    # t_full = 2 s, a batch of 3 tokens takes 5 s, the LoRA steps 0.8 s each, the anchor's part 0.4 s
+    assert refill_ceiling(n_bytes, 2, 2.0, 5.0) == pytest.approx(6 / (5 + 1.6 + 0.4))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("place", ["inside", "sidecar"])
+@pytest.mark.parametrize("reuse", ["previous-state", "anchor-state", "anchor-delta", "segment"])
+def test_step_bytes(tmp_path: Path, reuse: tiny.Reuse, place: str, tied: bool) -> None:
+    model = tiny.make_model(tied=tied)
+    corrector = corrector_for(model, reuse)
+    for part in ("gate", "up", "down"):
+        corrector.tensors.pop(f"lora_drop.seg.0.{part}.weight", None)  # so that the runs differ in size
+    path = holder = tmp_path / "model.gguf"
+    tiny.write_gguf(path, model, corrector if place == "inside" else None, "f16", "q8_0")
+    if place == "sidecar":
+        holder = tmp_path / "corrector.gguf"
+        tiny.write_sidecar(holder, model, corrector, "q8_0", "f16")
+    base_sizes = {t.name: int(t.n_bytes) for t in GGUFReader(path).tensors if "lora_drop" not in t.name}
+    sizes = {t.name: int(t.n_bytes) for t in GGUFReader(holder).tensors}
+
+    opened = Model(str(path))
+    full = sum(base_sizes.values())
+    if not tied:
+        full -= base_sizes["token_embd.weight"] - 2 * model.n_embd  # one row, F16
+    assert step_bytes(opened, FULL) == StepBytes(full, full, full)
+
+    for rho, layers, run in ((0.5, (2, 3, 4), 1), (0.2, (3,), 0)):
+        drop = resolve_drop(DropOptions(rho=rho, k=3, corrector=None if place == "inside" else holder), opened)
+        kept = full - sum(n for name, n in base_sizes.items() if name.startswith(tuple(f"blk.{i}." for i in layers)))
+        if reuse == "segment":
+            parts = ("a", "b", "gate", "up", "down", "carry")
+            part = {p: sizes.get(f"lora_drop.seg.{run}.{p}.weight", 0) for p in parts}
+            third = (part["a"] + part["gate"] + part["up"]) // 3
+            lora, anchor = third + part["b"] + part["down"], 2 * third + part["carry"]
+        else:
+            lora = sum(sizes[f"blk.{i}.lora_drop_{p}.weight"] for i in layers for p in "ab")
+            anchor = sum(sizes.get(f"blk.{i}.lora_drop_gate.weight", 0) for i in layers)
+            assert bool(anchor) == (reuse == "anchor-delta")
+        assert step_bytes(opened, drop) == StepBytes(full, full + anchor, kept + lora)
+
+
+def test_step_bytes_without_a_corrector(base: Path) -> None:
+    model = Model(str(base))
+    drop = resolve_drop(DropOptions(rho=0.3, k=3, allow_uncorrected=True), model)
+    n_bytes = step_bytes(model, drop)
+    sizes = {t.name: int(t.n_bytes) for t in GGUFReader(base).tensors}
+    assert drop.corrector is not None
+    dropped = tuple(f"blk.{i}." for i in drop.corrector.dropped_layers(0.3, 6))
+    assert len(dropped) == 2
+    assert n_bytes.full - n_bytes.lora == sum(n for name, n in sizes.items() if name.startswith(dropped))
+    assert n_bytes.refresh == n_bytes.full
+
+
+def test_experts_and_layers_that_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "experts.gguf"
+    writer = GGUFWriter(path, "moe")
+    writer.add_block_count(3)
+    writer.add_embedding_length(8)
+    writer.add_expert_count(8)
+    writer.add_expert_used_count(2)
+    writer.add_uint32("moe.nextn_predict_layers", 1)
+    shapes = {"blk.0.ffn_up_exps.weight": (8, 4, 8), "blk.1.attn_q.weight": (8, 8), "blk.2.attn_q.weight": (8, 8)}
+    for name, shape in {**shapes, "token_embd.weight": (50, 8), "output.weight": (50, 8)}.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+    tiny._finish(writer)
+    layers, rest = _model_bytes(read_header(path))
+    assert layers == [4 * 2 * 4 * 8, 4 * 64]
+    assert rest == 4 * (8 + 50 * 8)
+
+
+#
+# rounds, with contexts and a clock of our own
+#
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class FakeContext:
+    """Takes as long for a decode as it is told to, and notes what it decodes."""
+
+    def __init__(self, clock: Clock, seconds: Sequence[float], log: list[Any]) -> None:
+        self._clock, self._seconds, self._log = clock, seconds, log
+        self._n = self._n_lora = 0
+
+    @property
+    def stats(self) -> dict[str, int]:
+        return {"lora_steps": self._n_lora, "kv_bytes": 10, "kv_bytes_full": 20}
+
+    def clear(self) -> None:
+        self._log.append(self)
+        self._n = 0
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        self._log.append(list(tokens))
+        if self._n:
+            self._clock.now += self._seconds[(self._n - 1) % len(self._seconds)]
+            self._n_lora += self._n % 4 > 0
+        self._n += 1
+
+
+def fake_jobs(monkeypatch: pytest.MonkeyPatch, *rounds: tuple[int, Sequence[float]]) -> tuple[list[Job], list[Any]]:
+    clock, log = Clock(), []  # type: ignore[var-annotated]
+    monkeypatch.setattr(timing, "time", clock)
+    return [Job(FakeContext(clock, seconds, log), width) for width, seconds in rounds], log  # type: ignore[arg-type]
+
+
+def test_all_jobs_decode_the_same_tokens_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, log = fake_jobs(monkeypatch, (1, [2.0]), (1, [1.0, 1.0, 1.0, 3.0]), (4, [5.0]))
+    advanced: list[int] = []
+    run_rounds(jobs, [7, 8], list(range(9)), 2, advanced.append)
+    starts = [
+        jobs.index(next(j for j in jobs if j.context is entry)) for entry in log if isinstance(entry, FakeContext)
+    ]
+    assert starts == [0, 1, 2, 1, 2, 0, 2, 0, 1]  # the first round is not kept
+    assert sum(advanced) == 9
+    at = log.index(jobs[2].context)
+    assert log[at + 1 : at + 4] == [[7, 8], [0, 1, 2, 3], [4, 5, 6, 7]]
+    for job in jobs[:2]:
+        at = log.index(job.context)
+        assert log[at + 1 : at + 11] == [[7, 8], *([i] for i in range(9))]
+    assert jobs[0].rounds == [[2.0] * 9] * 2
+    assert jobs[1].rounds == [[1.0, 1.0, 1.0, 3.0] * 2 + [1.0]] * 2
+    assert jobs[2].rounds == [[5.0, 5.0]] * 2
+    assert (jobs[1].lora_steps, jobs[1].refresh_steps, jobs[1].kv_bytes, jobs[1].kv_bytes_full) == (7, 2, 10, 20)
+
+
+def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    full, point, batch = fake_jobs(monkeypatch, (1, [2.0]), (1, [1.0]), (4, [1.0]))[0]
+    # three rounds; the last step belongs to no whole period
+    full.rounds = [[2.0] * 4 + [99.0], [4.0] * 4 + [99.0], [3.0] * 4 + [99.0]]
+    point.rounds = [[1.0, 1.0, 1.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0]]
+    batch.rounds = [[4.0, 8.0], [5.0, 5.0], [9.0, 9.0]]
+    decode = decode_of(point, 4)
+    assert dataclasses.astuple(decode.tokens_per_second) == (0.5, 0.5, 1.0)
+    assert (decode.counted_steps, decode.ms_per_token_p50) == (4, 1000.0)
+    ordered = [1.0] * 7 + [2.0] * 4 + [5.0]
+    assert decode.ms_per_token_p95 == pytest.approx(1e3 * float(np.percentile(ordered, 95)))
+    assert decode.round_seconds == point.rounds
+    # 8 / 8, 16 / 8, 12 / 4
+    assert dataclasses.astuple(speed_up_of(full, point, 4)) == (2.0, 1.0, 3.0)
+    n_bytes = StepBytes(100, 100, 50)
+    full.rounds = [[2.0] * 4, [4.0] * 4, [3.0] * 4]
+    assert ceiling_of(n_bytes, 3, full, None) == pytest.approx(400 / 250)
+    assert ceiling_of(n_bytes, 3, full, batch) == pytest.approx(4 * 3 / (6 + 3 * 3 * 0.5))
+
+
+#
+# the whole
+#
+
+
+def test_points(drop: Path) -> None:
+    points = [Point(0.5, 3), Point(0.5, 1, "refill", 4), Point(0.2, 2), Point(0.0, 3), Point(0.5, 0)]
+    calls: list[tuple[int, int]] = []
+    report = bench(drop, points, progress=lambda done, total: calls.append((done, total)), **QUICK)
+    assert [(p.point.rho, p.point.k, p.point.refresh, p.point.kv_window) for p in report.points] == [
+        (0.5, 3, "single", 64),
+        (0.5, 1, "refill", 4),
+        (0.2, 2, "single", 64),
+    ]
+    assert [p.dropped_layers for p in report.points] == [(2, 3, 4), (2, 3, 4), (3,)]
+    assert [p.decode.counted_steps for p in report.points] == [8, 8, 6]
+    assert [(p.decode.lora_steps, p.decode.refresh_steps) for p in report.points] == [(6, 2), (4, 4), (6, 2)]
+    assert (report.full.lora_steps, report.full.refresh_steps) == (0, 8)
+    assert {p.reuse for p in report.points} == {"segment"}
+    assert (report.prompt, report.tokens, report.n_rounds, report.n_threads) == (5, 8, 2, 1)
+    assert calls[-1] == (15, 15) and len(calls) == 15  # three rounds of four contexts and one batch
+    for decode in (report.full, *(p.decode for p in report.points)):
+        assert np.shape(decode.round_seconds) == (2, 8)
+    single, refill, _ = report.points
+    assert single.batch_round_seconds is None
+    assert np.shape(refill.batch_round_seconds) == (2, 4)  # eight tokens in batches of k + 1 = 2
+    n_bytes = step_bytes(Model(str(drop)), resolve_drop(DropOptions(rho=0.5, k=3), Model(str(drop))))
+    assert single.step_bytes == n_bytes
+    assert single.ceiling == 4 * n_bytes.full / (n_bytes.refresh + 3 * n_bytes.lora)
+    t_full = np.median(np.mean(report.full.round_seconds, axis=1))
+    t_batch = np.median(np.mean(refill.batch_round_seconds, axis=1))
+    assert refill.ceiling == pytest.approx(refill_ceiling(n_bytes, 1, float(t_full), float(t_batch)))
+    pairs = np.sum(report.full.round_seconds, axis=1) / np.sum(single.decode.round_seconds, axis=1)
+    assert single.speed_up.median == pytest.approx(np.median(pairs))
+    assert single.share_of_ceiling == pytest.approx(np.median(pairs) / single.ceiling)
+
+
+def test_the_recommended_point_and_the_cache(drop: Path) -> None:
+    report = bench(drop, prompt=8, tokens=400, n_rounds=1, n_threads=1)
+    (point,) = report.points
+    assert (point.point.rho, point.point.k) == (0.5, 3)
+    assert point.decode.kv_bytes < point.decode.kv_bytes_full == report.full.kv_bytes
+
+
+def test_a_model_that_only_decodes_in_full(base: Path) -> None:
+    report = bench(base, **QUICK)
+    assert report.points == ()
+    assert report.full.tokens_per_second.median > 0
+
+
+def test_what_is_decoded_is_the_full_models_own(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def note(jobs: Sequence[Job], prompt: list[int], tokens: list[int], *rest: Any) -> None:
+        seen.append((prompt, tokens))
+        run_rounds(jobs, prompt, tokens, *rest)
+
+    monkeypatch.setattr("loradrop.bench.run.run_rounds", note)
+    model = Model(str(drop))
+    bench(model, **{**QUICK, "prompt": 600})
+    ((prompt, tokens),) = seen
+    assert (len(prompt), len(tokens)) == (600, 8)
+    context = Context(model, n_ctx=1024, n_batch=1024, n_threads=1, n_threads_batch=1)
+    context.decode(prompt)
+    for token in tokens:
+        assert token == int(context.logits().argmax())
+        context.decode([token])
+
+
+def test_errors_come_before_any_work(base: Path, drop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_work(*args: Any, **options: Any) -> None:
+        raise AssertionError("decodes")
+
+    monkeypatch.setattr("loradrop.bench.run.make_contexts", no_work)
+    with pytest.raises(CorrectorError, match="allow_uncorrected=True"):
+        bench(base, [Point(0.5, 3)], **QUICK)
+    with pytest.raises(ValueError, match="the longest run of this corrector has 3"):
+        bench(drop, [Point(0.9, 3)], **QUICK)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        bench(drop, [Point(0.5, 3)], corrector=tmp_path / "gone.gguf", **QUICK)
+    with pytest.raises(FileNotFoundError):
+        bench(tmp_path / "gone.gguf", **QUICK)
+    with pytest.raises(ValueError, match="tokens=8: a period at k=8 has 9"):
+        bench(drop, [Point(0.5, 8)], **QUICK)
+    for name in ("prompt", "tokens", "n_rounds"):
+        with pytest.raises(ValueError, match=f"{name}=0: give an integer"):
+            bench(drop, **{**QUICK, name: 0})
+    with pytest.raises(ValueError, match="n_threads=0"):
+        bench(drop, **{**QUICK, "n_threads": 0})
+
+
+def run_command(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ["bench", *arguments, "--prompt", "5", "--tokens", "8", "--threads", "1"])
+
+
+def test_the_command_prints_every_point(drop: Path) -> None:
+    asked = ["--rho", "0.5", "--rho", "0.2", "--k", "3", "--k", "1", "--refresh", "single", "--refresh", "refill"]
+    done = run_command(str(drop), *asked, "--kv-window", "7", "--rounds", "1", "--point", "0.5:2")
+    assert done.exit_code == 0, done.output
+    names = [line.split()[0] for line in done.output.splitlines()[2:-1]]
+    expected = [f"{rho}:{k}:{how}" for rho in (0.5, 0.2) for k in (3, 1) for how in ("single", "refill:7")]
+    assert names == ["full", "0.5:2:single", *expected]
+    assert "8 tokens decoded after a prompt of 5, 1 rounds, 1 threads" in done.output
+
+
+def test_the_command_prints_json(drop: Path, base: Path) -> None:
+    done = run_command(str(drop), "--point", "0.5:3", "--point", "0.5:1:refill:9", "--rounds", "3", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    assert (report["model"], report["prompt"], report["tokens"], report["n_rounds"]) == (str(drop), 5, 8, 3)
+    single, refill = report["points"]
+    assert (single["rho"], single["k"], single["refresh"], single["corrector"]) == (0.5, 3, "single", None)
+    assert (refill["k"], refill["refresh"], refill["kv_window"]) == (1, "refill", 9)
+    for decode in (report["full"], single, refill):
+        assert np.shape(decode["round_seconds"]) == (3, 8)
+        assert decode["tokens_per_second"].keys() == {"median", "least", "greatest"}
+    assert np.shape(refill["batch_round_seconds"]) == (3, 4)
+    assert single["speed_up"]["least"] <= single["speed_up"]["median"] <= single["speed_up"]["greatest"]
+    assert single["share_of_ceiling"] == pytest.approx(single["speed_up"]["median"] / single["ceiling"])
+
+    done = run_command(str(base), "--rho", "0.5", "--json")
+    assert done.exit_code == 1 and "allow_uncorrected" in done.output
+    assert run_command(str(base), "--rho", "0.3", "--allow-uncorrected", "--rounds", "1", "--json").exit_code == 0
+    done = run_command(str(drop), "--point", "half")
+    assert done.exit_code == 2 and "RHO:K" in done.output
