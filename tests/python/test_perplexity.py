@@ -153,7 +153,12 @@ def assert_same(a: Report, b: Report) -> None:
 
 def test_points_of_one_run_equal_each_alone(drop: Path) -> None:
     windows = random_windows(4, 30)
-    points = [Point(0.5, 3, "refill", 8), Point(0.34, 1), Point(0.5, 7, "refill"), Point(0.5, 3)]
+    points = [
+        Point(0.5, 3, "refill", 8),
+        Point(0.34, 1, "single"),
+        Point(0.5, 7, "refill"),
+        Point(0.5, 3, "single"),
+    ]
     together = perplexity(drop, windows, points, prompt=7, **EXACT)
     assert [p.point for p in together.points] == points
     for point, one in zip(points, together.points, strict=True):
@@ -172,7 +177,7 @@ def test_groups_and_prompt_batches_equal_one_by_one(drop: Path) -> None:
 def test_the_full_model_itself_is_no_point(drop: Path) -> None:
     windows = random_windows(2, 20)
     report = perplexity(drop, windows, [Point(0.0, 3), Point(0.5, 0), Point(0.5, 1)], prompt=4)
-    assert [p.point for p in report.points] == [Point(0.5, 1)]
+    assert [p.point for p in report.points] == [Point(0.5, 1, "single")]
     assert perplexity(drop, windows, [Point(0.0)], prompt=4, n_threads=1).points == ()
 
 
@@ -184,9 +189,11 @@ def test_the_recommended_point_is_the_default(drop: Path, base: Path, tmp_path: 
 
     model = tiny.make_model(n_ctx_train=512)
     sidecar = tmp_path / "sidecar.gguf"
-    tiny.write_sidecar(sidecar, model, dataclasses.replace(corrector_for(model, "segment"), rho=0.2, k=1))
+    tiny.write_sidecar(
+        sidecar, model, dataclasses.replace(corrector_for(model, "segment"), rho=0.2, k=1, refresh="refill")
+    )
     (point,) = perplexity(base, windows, corrector=sidecar, prompt=4).points
-    assert (point.point, point.reuse) == (Point(pytest.approx(0.2), 1, corrector=sidecar), "segment")
+    assert (point.point, point.reuse) == (Point(pytest.approx(0.2), 1, "refill", corrector=sidecar), "segment")
     own = [Point(0.5, 3), Point(0.5, 3, corrector=sidecar)]
     report = perplexity(drop, windows, own, prompt=4)
     assert [p.reuse for p in report.points] == ["anchor-delta", "segment"]
@@ -346,21 +353,22 @@ def test_tables(drop: Path, text: Path) -> None:
     [
         ((), ["0.5:2:single"]),
         (("--rho", 0, "--threads", 1), []),
-        (("--rho", 0.34, "--rho", 0.5, "--k", 1, "--k", 2), ["0.34:1", "0.34:2", "0.5:1", "0.5:2"]),
+        (("--rho", 0.34, "--rho", 0.5, "--k", 1, "--k", 2),
+         ["0.34:1:single", "0.34:2:single", "0.5:1:single", "0.5:2:single"]),
         (("--k", 1, "--refresh", "single", "--refresh", "refill", "--kv-window", 4, "--kv-window", 8),
          ["0.5:1:single", "0.5:1:refill:4", "0.5:1:refill:8"]),
-        (("--point", "0.5:2", "--rho", 0.34), ["0.5:2", "0.34:2"]),
+        (("--point", "0.5:2", "--rho", 0.34), ["0.5:2:single", "0.34:2:single"]),
     ],
 )  # fmt: skip
 def test_points_of_options(drop: Path, text: Path, options: tuple[object, ...], points: list[str]) -> None:
-    from loradrop.cli.points import parse_point, point_name
+    from loradrop.cli.points import point_name
 
     result = run(drop, "--text", text, *SMALL, *options, "--json")
     assert result.exit_code == 0, result.stderr
     names = [
         point_name(Point(p["rho"], p["k"], p["refresh"], p["kv_window"])) for p in json.loads(result.stdout)["points"]
     ]
-    assert names == [point_name(parse_point(name)) for name in points]
+    assert names == points
 
 
 def test_several_texts_and_all_windows(drop: Path, text: Path, tmp_path: Path) -> None:
