@@ -19,6 +19,10 @@ RENAMED = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -36,12 +40,17 @@ def transformers_model(model: TinyModel) -> Any:
     """Return the model as a transformers one; skips the test where transformers is not installed."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config_class, model_class = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }[model.arch]
+    name = {"llama": "Llama", "qwen2": "Qwen2", "olmo2": "Olmo3"}[model.arch]
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"this transformers has no {name}")
+    config_class, model_class = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}ForCausalLM")
     # transformers 4 reads rope_theta, later versions read rope_parameters
-    rope = {"rope_type": "default", "rope_theta": model.rope_base}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_base}
+    windows: dict[str, Any] = {}
+    if model.arch == "olmo2":
+        rope = {"sliding_attention": rope, "full_attention": rope}
+        kinds = ["sliding_attention" if model.window(i) else "full_attention" for i in range(model.n_layer)]
+        windows = {"layer_types": kinds, "sliding_window": max(model.n_swa, 1)}  # read even where no layer has one
     config = config_class(
         vocab_size=model.n_vocab,
         hidden_size=model.n_embd,
@@ -53,6 +62,7 @@ def transformers_model(model: TinyModel) -> Any:
         rope_theta=model.rope_base,
         rope_parameters=rope,
         tie_word_embeddings=model.tied,
+        **windows,
     )
     state = {}
     for name, tensor in model.tensors.items():

@@ -1,8 +1,8 @@
 """NumPy float32 reference of LoRA-Drop decoding, the oracle for the C++ engine.
 
 It favours plainness over speed: tokens run one at a time through all layers, which under causal
-attention gives what one batch of them gives. It knows the architectures ``llama`` and ``qwen2``
-in GGUF weight layout.
+attention gives what one batch of them gives. It knows the architectures ``llama``, ``qwen2`` and
+``olmo2``, the last with and without sliding windows, in GGUF weight layout.
 """
 
 from __future__ import annotations
@@ -274,30 +274,34 @@ class Decoder:
         return y if bias is None else y + bias
 
     def _norm(self, name: str, x: FloatArray) -> FloatArray:
-        return rms_norm(x, self.model.rms_eps) * self.model.tensors[f"{name}.weight"]
+        """Return the norm of x, or x itself where the architecture has no such norm."""
+        weight = self.model.tensors.get(f"{name}.weight")
+        return x if weight is None else rms_norm(x, self.model.rms_eps) * weight
 
     def _layer(self, seq: SequenceState, i: int, x: FloatArray) -> FloatArray:
         """Run layer i in full on x [n_embd] and store the token's K/V."""
         m, blk = self.model, f"blk.{i}"
         h = self._norm(f"{blk}.attn_norm", x)
-        q = self._linear(f"{blk}.attn_q", h).reshape(m.n_head, -1)
-        k = self._linear(f"{blk}.attn_k", h).reshape(m.n_head_kv, -1)
+        q = self._norm(f"{blk}.attn_q_norm", self._linear(f"{blk}.attn_q", h)).reshape(m.n_head, -1)
+        k = self._norm(f"{blk}.attn_k_norm", self._linear(f"{blk}.attn_k", h)).reshape(m.n_head_kv, -1)
         v = self._linear(f"{blk}.attn_v", h).reshape(m.n_head_kv, -1)
-        q, k = (rope(z, seq.n_past, m.rope_base, neox=m.arch == "qwen2") for z in (q, k))
+        q, k = (rope(z, seq.n_past, m.rope_base, neox=m.arch != "llama") for z in (q, k))
         # Tokens run in order, so all that is stored lies at this position or before it.
         seq.kv[i][seq.n_past] = (k, v)
-        keys = np.stack([k for k, _ in seq.kv[i].values()])  # [n_kv, n_head_kv, head_dim]
-        values = np.stack([v for _, v in seq.kv[i].values()])
+        window = m.window(i) or seq.n_past + 1
+        seen = [kv for pos, kv in seq.kv[i].items() if seq.n_past - pos < window]
+        keys = np.stack([k for k, _ in seen])  # [n_kv, n_head_kv, head_dim]
+        values = np.stack([v for _, v in seen])
         heads = []
         for head in range(m.n_head):
             shared = head // (m.n_head // m.n_head_kv)
             scores = keys[:, shared] @ q[head] / math.sqrt(q.shape[1])
             weights = np.exp(scores - scores.max())
             heads.append(weights / weights.sum() @ values[:, shared])
-        x = x + self._linear(f"{blk}.attn_output", np.concatenate(heads))
+        x = x + self._norm(f"{blk}.post_attention_norm", self._linear(f"{blk}.attn_output", np.concatenate(heads)))
         h = self._norm(f"{blk}.ffn_norm", x)
         gated = silu(self._linear(f"{blk}.ffn_gate", h)) * self._linear(f"{blk}.ffn_up", h)
-        return x + self._linear(f"{blk}.ffn_down", gated)
+        return x + self._norm(f"{blk}.post_ffw_norm", self._linear(f"{blk}.ffn_down", gated))
 
     def _logits(self, hidden: FloatArray) -> FloatArray:
         output = "output" if "output.weight" in self.model.tensors else "token_embd"

@@ -62,6 +62,12 @@ def test_full_decode_equals_transformers(arch: Arch, tied: bool) -> None:
     assert_same(np.stack(full_logits(model)), transformers_logits(model, TEXT))
 
 
+@pytest.mark.parametrize("n_swa", [0, 1, 5, 39])
+def test_sliding_windows_equal_transformers(n_swa: int) -> None:
+    model = make_model("olmo2", n_swa=n_swa)
+    assert_same(np.stack(full_logits(model)), transformers_logits(model, TEXT))
+
+
 def test_prompt_in_one_go_equals_token_by_token() -> None:
     model = make_model()
 

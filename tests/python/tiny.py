@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 TensorType = Literal["f32", "f16", "q8_0"]
-Arch = Literal["llama", "qwen2"]
+Arch = Literal["llama", "qwen2", "olmo2"]
 Reuse = Literal["previous-state", "anchor-state", "anchor-delta", "segment"]
 
 Q8_0_BLOCK = 32  # values that share a scale
+SWA_PERIOD = 2  # in a model with sliding windows every second layer sees all tokens
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE_TOKEN = 3
 
@@ -51,6 +52,8 @@ class TinyModel:
     ----------
     tensors : dict of str to float32 array
         GGUF tensor name -> weights, a matrix as [n_out, n_in] in GGUF layout.
+    n_swa : int
+        Tokens that a sliding-window layer sees, its own among them; 0: no layer has a window.
     """
 
     arch: Arch
@@ -66,6 +69,11 @@ class TinyModel:
     tensors: dict[str, FloatArray]
     rms_eps: float = 1e-5
     rope_base: float = 10000.0
+    n_swa: int = 0
+
+    def window(self, layer: int) -> int | None:
+        """Return how many tokens the layer sees, None for all of them."""
+        return self.n_swa if self.n_swa and layer % SWA_PERIOD < SWA_PERIOD - 1 else None
 
 
 @dataclass
@@ -111,8 +119,15 @@ def make_model(
     n_ctx_train: int = 2048,
     tied: bool = False,
     seed: int = 0,
+    n_swa: int = 0,
 ) -> TinyModel:
-    """Return a model with random weights; ``qwen2`` gets biases on q, k and v."""
+    """Return a model with random weights.
+
+    ``qwen2`` gets biases on q, k and v. ``olmo2`` norms q, k and what attention and MLP give, not what
+    they take; it alone can have sliding windows, see `TinyModel.n_swa`, and it cannot be tied.
+    """
+    if n_swa and arch != "olmo2":
+        raise ValueError("only olmo2 can have sliding windows")
     rng = np.random.default_rng(seed)
     n_vocab = len(vocabulary())
     n_kv = n_embd // n_head * n_head_kv
@@ -125,20 +140,27 @@ def make_model(
 
     add("token_embd.weight", n_vocab, n_embd, std=0.3 if tied else 1.0)
     for i in range(n_layer):
-        add(f"blk.{i}.attn_norm.weight", n_embd, mean=1.0, std=0.1)
+        if arch == "olmo2":
+            for name, n in (("attn_q", n_embd), ("attn_k", n_kv), ("post_attention", n_embd), ("post_ffw", n_embd)):
+                add(f"blk.{i}.{name}_norm.weight", n, mean=1.0, std=0.1)
+        else:
+            add(f"blk.{i}.attn_norm.weight", n_embd, mean=1.0, std=0.1)
         for name, n_out in (("q", n_embd), ("k", n_kv), ("v", n_kv)):
             add(f"blk.{i}.attn_{name}.weight", n_out, n_embd)
             if arch == "qwen2":
                 add(f"blk.{i}.attn_{name}.bias", n_out, std=0.3)
         add(f"blk.{i}.attn_output.weight", n_embd, n_embd)
-        add(f"blk.{i}.ffn_norm.weight", n_embd, mean=1.0, std=0.1)
+        if arch != "olmo2":
+            add(f"blk.{i}.ffn_norm.weight", n_embd, mean=1.0, std=0.1)
         add(f"blk.{i}.ffn_gate.weight", n_ff, n_embd)
         add(f"blk.{i}.ffn_up.weight", n_ff, n_embd)
         add(f"blk.{i}.ffn_down.weight", n_embd, n_ff)
     add("output_norm.weight", n_embd, mean=1.0, std=0.1)
     if not tied:
         add("output.weight", n_vocab, n_embd, std=0.3)
-    return TinyModel(arch, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train, n_vocab, tied, seed, tensors)
+    return TinyModel(
+        arch, n_layer, n_embd, n_head, n_head_kv, n_ff, n_ctx_train, n_vocab, tied, seed, tensors, n_swa=n_swa
+    )
 
 
 def make_corrector(
@@ -264,6 +286,9 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(model.rms_eps)
     writer.add_rope_dimension_count(model.n_embd // model.n_head)
     writer.add_rope_freq_base(model.rope_base)
+    if model.n_swa:
+        writer.add_sliding_window(model.n_swa)
+        writer.add_sliding_window_pattern(SWA_PERIOD)
     _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
     _add_tensors(writer, model.tensors, weight_type)
     if corrector is not None:
