@@ -85,6 +85,7 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
     params.type_k               = cache_type("type_k", options.type_k);
     params.type_v               = cache_type("type_v", options.type_v);
     params.kv_unified           = options.kv_unified;
+    params.swa_full             = options.swa_full;
     params.abort_callback       = should_stop;
     params.abort_callback_data  = this;
     params.lora_drop            = drop;

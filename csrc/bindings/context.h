@@ -29,6 +29,7 @@ struct context_options {
     std::string type_k;
     std::string type_v;
     bool        kv_unified;
+    bool        swa_full;  // sliding-window layers keep cells for n_ctx tokens
 
     std::vector<int32_t> capture;  // layers whose outputs can be read after a decode
 };

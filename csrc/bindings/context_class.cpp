@@ -132,6 +132,9 @@ With a corrector, rho > 0 and k > 0, decode() chooses between full and LoRA step
 of its sequences brings one token, has had a full step, fewer than k LoRA steps since, and the logits of its previous
 token were asked for; every other batch is a full step.
 
+swa_full gives sliding-window layers cells for n_ctx tokens; without it they have them for about their window, and what
+has left it cannot be gone back to.
+
 capture names layers whose outputs states() gives after a decode, -1 for the input of layer 0; the last layer cannot be
 captured, for it computes only tokens whose logits were asked for.
 
@@ -140,9 +143,9 @@ of memory.
 )doc")
         .def(py::init([](std::shared_ptr<model> base, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
-                         std::string type_k, std::string type_v, bool kv_unified, std::shared_ptr<corrector> c,
-                         double rho, int64_t k, const std::string & refresh, int32_t kv_window,
-                         std::vector<int32_t> capture) {
+                         std::string type_k, std::string type_v, bool kv_unified, bool swa_full,
+                         std::shared_ptr<corrector> c, double rho, int64_t k, const std::string & refresh,
+                         int32_t kv_window, std::vector<int32_t> capture) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
                  }
@@ -150,15 +153,16 @@ of memory.
                  return std::make_unique<context>(
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
-                                     std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified,
+                                     std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified, swa_full,
                                      std::move(capture)},
                      drop ? &*drop : nullptr);
              }),
              py::arg("model"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512, py::arg("n_ubatch") = 512,
              py::arg("n_seq_max") = 1, py::arg("n_threads") = 0, py::arg("n_threads_batch") = 0,
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
-             py::arg("kv_unified") = true, py::arg("corrector") = py::none(), py::arg("rho") = 0.0, py::arg("k") = 0,
-             py::arg("refresh") = "single", py::arg("kv_window") = 64, py::arg("capture") = std::vector<int32_t>{})
+             py::arg("kv_unified") = true, py::arg("swa_full") = true, py::arg("corrector") = py::none(),
+             py::arg("rho") = 0.0, py::arg("k") = 0, py::arg("refresh") = "single", py::arg("kv_window") = 64,
+             py::arg("capture") = std::vector<int32_t>{})
         .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })

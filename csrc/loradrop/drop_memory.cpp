@@ -2,7 +2,6 @@
 
 #include "loradrop/drop_memory_context.h"
 #include "loradrop/errors.h"
-#include "loradrop/kv_growth.h"
 
 #include "llama-batch.h"
 #include "llama-cparams.h"
@@ -10,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <typeinfo>
 
 namespace loradrop {
@@ -19,52 +19,65 @@ static constexpr uint32_t min_growth = 256;
 
 static constexpr llama_pos end_of_time = std::numeric_limits<llama_pos>::max();
 
-// The model's own choice of memory, made on the smallest scale, tells whether LoRA-Drop can take its place.
-static void check_memory_type(const llama_model & model, const llama_memory_params & params,
-                              const llama_cparams & cparams) {
+template <typename T>
+static const T * as_exactly(const llama_memory_i * memory) {
+    return memory && typeid(*memory) == typeid(T) ? static_cast<const T *>(memory) : nullptr;
+}
+
+// Returns the model. Its own choice of memory, made on the smallest scale, tells whether LoRA-Drop can take its place.
+static const llama_model & check_memory_type(const llama_model & model, const llama_memory_params & params,
+                                             const llama_cparams & cparams) {
     llama_cparams small = cparams;
     small.n_ctx         = min_growth;
     small.n_ctx_seq     = min_growth;
     small.n_seq_max     = 1;
 
     const std::unique_ptr<llama_memory_i> probe(model.create_memory(params, small));
-    const auto *                          memory = probe.get();
-    if (!memory || typeid(*memory) != typeid(llama_kv_cache)) {
-        throw unsupported_error("architecture '" + model.arch_name() +
-                                "' does not keep its context in one plain KV cache (it is recurrent, hybrid, "
-                                "sliding-window or without a cache); use rho = 0");
+
+    std::vector<const llama_kv_cache *> caches;
+    if (model.hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
+        if (const auto * plain = as_exactly<llama_kv_cache>(probe.get())) {
+            caches = {plain};
+        }
+    } else if (const auto * pair = as_exactly<llama_kv_cache_iswa>(probe.get())) {
+        caches = {pair->get_base(), pair->get_swa()};
     }
-    const auto layers = static_cast<const llama_kv_cache *>(memory)->get_layer_ids();
+    if (caches.empty()) {
+        throw unsupported_error("architecture '" + model.arch_name() +
+                                "' does not keep its context in a KV cache alone (it is recurrent, hybrid or without a "
+                                "cache); use rho = 0");
+    }
+    std::vector<uint32_t> layers;
+    for (const llama_kv_cache * cache : caches) {
+        const auto ids = cache->get_layer_ids();
+        layers.insert(layers.end(), ids.begin(), ids.end());
+    }
     for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
         if (std::find(layers.begin(), layers.end(), il) == layers.end()) {
             throw unsupported_error("layer " + std::to_string(il) + " of architecture '" + model.arch_name() +
                                     "' has no KV cells of its own; use rho = 0");
         }
     }
+    return model;
 }
 
 drop_memory::drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                          const reuse_runs & runs, schedule & sched) :
-    model(model),
-    params(params),
+    model(check_memory_type(model, params, cparams)),
+    options(params, cparams),
+    n_cells_max(cparams.n_ctx_seq),
     runs(runs),
     sched(sched),
-    v_trans(!cparams.flash_attn),
-    offload(cparams.offload_kqv),
-    unified(cparams.kv_unified),
-    n_cells_max(cparams.n_ctx_seq),
-    n_seq_max(cparams.n_seq_max) {
-    check_memory_type(model, params, cparams);
-    kept      = new_cache(false, n_cells_max);
-    droppable = new_cache(true, std::min(min_growth, n_cells_max));
+    kept(new_cache(false, n_cells_max)),
+    droppable(new_cache(true, std::min(min_growth, n_cells_max))) {
 }
 
-std::unique_ptr<llama_kv_cache> drop_memory::new_cache(bool for_droppable, uint32_t n_cells) const {
+layer_cache drop_memory::new_cache(bool for_droppable, uint32_t n_cells) const {
     const int32_t n_layer = static_cast<int32_t>(model.hparams.n_layer());
     const auto    filter  = [=](int32_t il) { return il < n_layer && (runs.run_of(il) != nullptr) == for_droppable; };
-    return std::make_unique<llama_kv_cache>(model, model.hparams, params.type_k, params.type_v, v_trans, offload,
-                                            unified, n_cells, n_seq_max, 1, model.hparams.n_swa, model.hparams.swa_type,
-                                            nullptr, filter, nullptr, nullptr);
+    // what a refill runs again has been in the kept layers' cache alone
+    const uint32_t n_rewind = !for_droppable && sched.policy() == refresh_policy::refill ? sched.k() : 0;
+    return {model, options, filter, n_cells, n_rewind};
 }
 
 //
@@ -86,7 +99,8 @@ std::vector<llama_ubatch> drop_memory::split(llama_batch_allocr & balloc, uint32
     balloc.split_reset();
     std::vector<llama_ubatch> ubatches;
     while (true) {
-        auto ubatch = unified || n_seq_max == 1 ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
+        auto ubatch = options.unified || options.n_seq_max == 1 ? balloc.split_simple(n_ubatch)
+                                                                : balloc.split_equal(n_ubatch, true, 0);
         if (ubatch.n_tokens == 0) {
             break;
         }
@@ -97,31 +111,28 @@ std::vector<llama_ubatch> drop_memory::split(llama_batch_allocr & balloc, uint32
 
 llama_memory_context_ptr drop_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     (void)embd_all;
-    const auto failed = [] { return std::make_unique<drop_memory_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE); };
-
     const auto ubatches = split(balloc, n_ubatch);
     if (ubatches.empty()) {
-        return failed();
+        return failed_context();
     }
-    auto kept_slots = kept->prepare(ubatches);
+    auto kept_slots = kept.prepare(ubatches);
     if (kept_slots.empty()) {
-        return failed();
+        return failed_context();
     }
     if (lora_step_pass) {
-        return std::make_unique<drop_memory_context>(*kept, std::move(kept_slots), ubatches);
+        return lora_context(kept, std::move(kept_slots), ubatches);
     }
     auto droppable_slots = find_droppable(ubatches);
     if (droppable_slots.empty()) {
-        return failed();
+        return failed_context();
     }
-    return std::make_unique<drop_memory_context>(*kept, std::move(kept_slots), *droppable, std::move(droppable_slots),
-                                                 ubatches, generation);
+    return full_context(kept, std::move(kept_slots), droppable, std::move(droppable_slots), ubatches, generation);
 }
 
-llama_kv_cache::slot_info_vec_t drop_memory::find_droppable(const std::vector<llama_ubatch> & ubatches) {
+layer_cache::slot_infos drop_memory::find_droppable(const std::vector<llama_ubatch> & ubatches) {
     while (true) {
-        auto slots = droppable->prepare(ubatches);
-        if (!slots.empty() || !grow_to(droppable->get_size() + growth_step())) {
+        auto slots = droppable.prepare(ubatches);
+        if (!slots.empty() || !grow_to(droppable.n_cells() + growth_step())) {
             return slots;
         }
     }
@@ -129,29 +140,29 @@ llama_kv_cache::slot_info_vec_t drop_memory::find_droppable(const std::vector<ll
 
 uint32_t drop_memory::growth_step() const {
     // an eighth keeps the cost of moving linear in the length of the text
-    const uint32_t eighth = droppable->get_size() / 8 / min_growth * min_growth;
+    const uint32_t eighth = droppable.n_cells() / 8 / min_growth * min_growth;
     return std::max(min_growth, eighth);
 }
 
 bool drop_memory::grow_to(uint32_t n_cells) {
     n_cells = std::min(n_cells, n_cells_max);
-    if (n_cells <= droppable->get_size()) {
+    if (n_cells <= droppable.n_cells()) {
         return false;
     }
-    std::unique_ptr<llama_kv_cache> larger;
+    std::optional<layer_cache> larger;
     try {
         larger = new_cache(true, n_cells);
     } catch (const std::exception &) {
         return false;  // out of memory: the batch fails, and what is there stays
     }
-    move_cells(*droppable, *larger);
-    droppable = std::move(larger);
+    droppable.move_to(*larger);
+    droppable = std::move(*larger);
     ++generation;
     return true;
 }
 
 llama_memory_context_ptr drop_memory::init_full() {
-    return std::make_unique<drop_memory_context>(*kept, *droppable, generation);
+    return full_context(kept, droppable, generation);
 }
 
 llama_memory_context_ptr drop_memory::init_update(llama_context * lctx, bool optimize) {
@@ -234,7 +245,8 @@ void drop_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d
 }
 
 llama_pos drop_memory::seq_pos_min(llama_seq_id seq_id) const {
-    return kept->seq_pos_min(seq_id);
+    const llama_pos first = kept->seq_pos_min(seq_id);
+    return kept.pair() ? std::max(first, droppable->seq_pos_min(seq_id)) : first;
 }
 
 llama_pos drop_memory::seq_pos_max(llama_seq_id seq_id) const {
@@ -259,14 +271,6 @@ void drop_memory::thin(llama_seq_id seq_id) {
 // sizes
 //
 
-static size_t bytes_of(const llama_kv_cache & cache) {
-    size_t total = 0;
-    for (const auto & [buft, size] : cache.memory_breakdown()) {
-        total += size;
-    }
-    return total;
-}
-
 std::map<ggml_backend_buffer_type_t, size_t> drop_memory::memory_breakdown() const {
     auto all = kept->memory_breakdown();
     for (const auto & [buft, size] : droppable->memory_breakdown()) {
@@ -276,23 +280,23 @@ std::map<ggml_backend_buffer_type_t, size_t> drop_memory::memory_breakdown() con
 }
 
 size_t drop_memory::bytes_kept() const {
-    return bytes_of(*kept);
+    return kept.bytes();
 }
 
 size_t drop_memory::bytes_droppable() const {
-    return bytes_of(*droppable);
+    return droppable.bytes();
 }
 
 size_t drop_memory::bytes_full() const {
-    return bytes_kept() + bytes_droppable() / droppable->get_size() * n_cells_max;
+    return kept.bytes() + droppable.bytes_with_cells_of(kept);
 }
 
 uint32_t drop_memory::cells_kept() const {
-    return kept->get_size();
+    return kept.n_cells();
 }
 
 uint32_t drop_memory::cells_droppable() const {
-    return droppable->get_size();
+    return droppable.n_cells();
 }
 
 }  // namespace loradrop

@@ -2,10 +2,10 @@
 // which they ran. Each operation on a sequence goes to both caches and to the schedule.
 #pragma once
 
+#include "loradrop/layer_cache.h"
 #include "loradrop/reuse_runs.h"
 #include "loradrop/schedule.h"
 
-#include "llama-kv-cache.h"
 #include "llama-memory.h"
 
 #include <memory>
@@ -17,7 +17,7 @@ namespace loradrop {
 
 class drop_memory : public llama_memory_i {
   public:
-    // Throws unsupported_error when the model's memory is not a plain KV cache.
+    // Throws unsupported_error when the model's memory is no KV cache, plain or with sliding windows.
     drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                 const reuse_runs & runs, schedule & sched);
 
@@ -38,7 +38,8 @@ class drop_memory : public llama_memory_i {
     void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
     void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
 
-    // The last position includes tokens that a failed refill still owes.
+    // The first position is the first that no sliding window of either cache has given up. The last position includes
+    // tokens that a failed refill still owes.
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
     llama_pos seq_pos_max(llama_seq_id seq_id) const override;
 
@@ -88,29 +89,23 @@ class drop_memory : public llama_memory_i {
     uint32_t growth_step() const;
 
   private:
-    std::unique_ptr<llama_kv_cache> new_cache(bool for_droppable, uint32_t n_cells) const;
-    std::vector<llama_ubatch>       split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
-    llama_kv_cache::slot_info_vec_t find_droppable(const std::vector<llama_ubatch> & ubatches);
-    bool                            grow_to(uint32_t n_cells);
+    layer_cache               new_cache(bool for_droppable, uint32_t n_cells) const;
+    std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
+    layer_cache::slot_infos   find_droppable(const std::vector<llama_ubatch> & ubatches);
+    bool                      grow_to(uint32_t n_cells);
 
     template <typename F>
     void for_sequences(llama_seq_id seq_id, F && f);
 
-    const llama_model &       model;
-    const llama_memory_params params;
-    const reuse_runs &        runs;
-    schedule &                sched;
+    const llama_model & model;
+    const cache_options options;
+    const uint32_t      n_cells_max;
+    const reuse_runs &  runs;
+    schedule &          sched;
 
-    // of the context's parameters, which change while it lives
-    const bool     v_trans;
-    const bool     offload;
-    const bool     unified;
-    const uint32_t n_cells_max;
-    const uint32_t n_seq_max;
-
-    std::unique_ptr<llama_kv_cache> kept;
-    std::unique_ptr<llama_kv_cache> droppable;
-    uint64_t                        generation = 0;
+    layer_cache kept;
+    layer_cache droppable;
+    uint64_t    generation = 0;
 
     bool in_pass        = false;
     bool lora_step_pass = false;

@@ -2,46 +2,58 @@
 
 namespace loradrop {
 
-drop_memory_context::drop_memory_context(llama_memory_status status) : llama_kv_cache_context(status) {
+namespace {
+
+using plain_context = drop_memory_context<llama_kv_cache_context>;
+using pair_context  = drop_memory_context<llama_kv_cache_iswa_context>;
+
+template <typename context>
+llama_memory_context_ptr with_droppable(std::unique_ptr<context> kept, llama_memory_context_ptr droppable,
+                                        uint64_t generation) {
+    kept->droppable  = std::move(droppable);
+    kept->generation = generation;
+    return kept;
 }
 
-drop_memory_context::drop_memory_context(llama_kv_cache & kept, llama_kv_cache & droppable, uint64_t generation) :
-    llama_kv_cache_context(&kept),
-    droppable(std::make_unique<llama_kv_cache_context>(&droppable)),
-    generation(generation) {
-}
-
-drop_memory_context::drop_memory_context(llama_kv_cache & kept, slot_infos kept_slots,
-                                         const std::vector<llama_ubatch> & ubatches) :
-    llama_kv_cache_context(&kept, std::move(kept_slots), ubatches) {
-}
-
-drop_memory_context::drop_memory_context(llama_kv_cache & kept, slot_infos kept_slots, llama_kv_cache & droppable,
-                                         slot_infos droppable_slots, const std::vector<llama_ubatch> & ubatches,
-                                         uint64_t generation) :
-    llama_kv_cache_context(&kept, std::move(kept_slots), ubatches),
-    droppable(std::make_unique<llama_kv_cache_context>(&droppable, std::move(droppable_slots), ubatches)),
-    generation(generation) {
-}
-
-bool drop_memory_context::next() {
-    if (droppable) {
-        droppable->next();
+llama_memory_context_ptr batch_context(layer_cache & kept, layer_cache::slot_infos slots,
+                                       const std::vector<llama_ubatch> & ubatches, llama_memory_context_ptr droppable,
+                                       uint64_t generation) {
+    if (kept.pair()) {
+        return with_droppable(
+            std::make_unique<pair_context>(kept.pair(), std::move(slots[0]), std::move(slots[1]), ubatches),
+            std::move(droppable), generation);
     }
-    return llama_kv_cache_context::next();
+    return with_droppable(std::make_unique<plain_context>(kept.parts()[0], std::move(slots[0]), ubatches),
+                          std::move(droppable), generation);
 }
 
-bool drop_memory_context::apply() {
-    const bool done = llama_kv_cache_context::apply();
-    return (!droppable || droppable->apply()) && done;
+}  // namespace
+
+llama_memory_context_ptr failed_context() {
+    return std::make_unique<plain_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
 }
 
-const llama_kv_cache_context * droppable_of(const llama_memory_context_i * mctx) {
-    return static_cast<const drop_memory_context *>(mctx)->droppable.get();
+llama_memory_context_ptr full_context(layer_cache & kept, layer_cache & droppable, uint64_t generation) {
+    if (kept.pair()) {
+        return with_droppable(std::make_unique<pair_context>(kept.pair()), droppable->init_full(), generation);
+    }
+    return with_droppable(std::make_unique<plain_context>(kept.parts()[0]), droppable->init_full(), generation);
 }
 
-uint64_t generation_of(const llama_memory_context_i * mctx) {
-    return static_cast<const drop_memory_context *>(mctx)->generation;
+llama_memory_context_ptr lora_context(layer_cache & kept, layer_cache::slot_infos slots,
+                                      const std::vector<llama_ubatch> & ubatches) {
+    return batch_context(kept, std::move(slots), ubatches, nullptr, 0);
+}
+
+llama_memory_context_ptr full_context(layer_cache & kept, layer_cache::slot_infos kept_slots, layer_cache & droppable,
+                                      layer_cache::slot_infos           droppable_slots,
+                                      const std::vector<llama_ubatch> & ubatches, uint64_t generation) {
+    auto of_droppable = batch_context(droppable, std::move(droppable_slots), ubatches, nullptr, 0);
+    return batch_context(kept, std::move(kept_slots), ubatches, std::move(of_droppable), generation);
+}
+
+const droppable_part & droppable_of(const llama_memory_context_i * mctx) {
+    return dynamic_cast<const droppable_part &>(*mctx);
 }
 
 //

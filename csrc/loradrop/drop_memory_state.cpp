@@ -89,7 +89,7 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
     io.write(ours.data(), ours.size() * sizeof(ours[0]));
     write_value<uint32_t>(io, sched.k());
     write_value(io, sched.policy());
-    write_value<uint32_t>(io, droppable->get_size());
+    write_value<uint32_t>(io, droppable.n_cells());
 
     kept->state_write(io, seq_id, flags);
     droppable->state_write(io, seq_id, flags);

@@ -4,15 +4,13 @@
 
 #include "ggml-backend.h"
 #include "llama-batch.h"
-#include "llama-kv-cache.h"
 
 #include <algorithm>
 #include <vector>
 
 namespace loradrop {
 
-droppable_attention_input::droppable_attention_input(std::unique_ptr<llm_graph_input_attn_kv> input,
-                                                     uint64_t                                 generation) :
+droppable_attention_input::droppable_attention_input(std::unique_ptr<llm_graph_input_i> input, uint64_t generation) :
     input(std::move(input)), generation(generation) {
 }
 
@@ -21,17 +19,13 @@ void droppable_attention_input::set_input(const llama_ubatch * ubatch) {
 }
 
 bool droppable_attention_input::can_reuse(const llm_graph_params & params) {
-    const auto * mctx = droppable_of(params.mctx);
-    if (!mctx || generation_of(params.mctx) != generation) {
+    const droppable_part & part = droppable_of(params.mctx);
+    if (!part.droppable || part.generation != generation) {
         return false;
     }
-    input->mctx = mctx;
-
-    const ggml_tensor * mask     = input->self_kq_mask;
-    const int64_t       n_tokens = params.ubatch.n_tokens;
-    const int64_t       n_stream = params.cparams.kv_unified ? 1 : params.ubatch.n_seqs_unq;
-    return input->self_k_idxs->ne[0] == n_tokens && mask->ne[0] == mctx->get_n_kv() &&
-           mask->ne[1] == n_tokens / n_stream && mask->ne[3] == n_stream;
+    llm_graph_params of_droppable = params;
+    of_droppable.mctx             = part.droppable.get();
+    return input->can_reuse(of_droppable);
 }
 
 // One token of one sequence is its own last token.

@@ -9,18 +9,18 @@
 
 namespace loradrop {
 
-// Indices and mask of the droppable layers' cells; follows their cache when it grows.
+// Indices and masks of the droppable layers' cells; follows their cache when it grows.
 class droppable_attention_input : public llm_graph_input_i {
   public:
     // generation: that of the cache which the graph's views point into
-    droppable_attention_input(std::unique_ptr<llm_graph_input_attn_kv> input, uint64_t generation);
+    droppable_attention_input(std::unique_ptr<llm_graph_input_i> input, uint64_t generation);
 
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
   private:
-    std::unique_ptr<llm_graph_input_attn_kv> input;
-    uint64_t                                 generation;
+    std::unique_ptr<llm_graph_input_i> input;
+    uint64_t                           generation;
 };
 
 // Slots of the sequences of a ubatch.

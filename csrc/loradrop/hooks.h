@@ -10,17 +10,18 @@
 struct ggml_tensor;
 struct llama_batch;
 struct llama_context;
+struct llama_memory_context_i;
 struct llama_memory_i;
 struct llama_memory_params;
 struct llm_graph_params;
 struct lora_drop_params;
 
-class llama_kv_cache_context;
 class llm_graph_input_attn_kv;
+class llm_graph_input_attn_kv_iswa;
 
 namespace loradrop {
 
-// Reads and writes the private parts of llama_kv_cache (kv_growth.cpp).
+// Reads and writes the private parts of llama_kv_cache (kv_access.cpp).
 struct kv_access;
 
 //
@@ -72,14 +73,17 @@ const graph_plan * current_plan(const engine & e);
 // Null when the parameters carry neither a plan nor a capture.
 std::shared_ptr<step_graph> begin_graph(const llm_graph_params & params);
 
-// The cells of droppable layers that the present ubatch writes; null in a LoRA step, which writes none.
-const llama_kv_cache_context * droppable_cells(const step_graph & g);
+// The cells of droppable layers that the present ubatch writes, of the same class as the kept layers'; null in a LoRA
+// step, which writes none.
+const llama_memory_context_i * droppable_cells(const step_graph & g);
 
-// Hands over the attention input (indices and mask) of the droppable layers.
+// Hands over the attention input (indices and masks) of the droppable layers.
 void add_droppable_input(step_graph & g, std::unique_ptr<llm_graph_input_attn_kv> input);
+void add_droppable_input(step_graph & g, std::unique_ptr<llm_graph_input_attn_kv_iswa> input);
 
 // The attention input that layer il uses: the given one, or that of the droppable layers.
-llm_graph_input_attn_kv * attention_input(const step_graph & g, llm_graph_input_attn_kv * kept, int il);
+llm_graph_input_attn_kv *      attention_input(const step_graph & g, llm_graph_input_attn_kv * kept, int il);
+llm_graph_input_attn_kv_iswa * attention_input(const step_graph & g, llm_graph_input_attn_kv_iswa * kept, int il);
 
 // True when layer il does not run in this graph.
 bool skips_layer(const step_graph & g, int il);

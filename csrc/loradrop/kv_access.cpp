@@ -1,4 +1,4 @@
-#include "loradrop/kv_growth.h"
+#include "loradrop/kv_access.h"
 
 #include "loradrop/hooks.h"
 
@@ -32,6 +32,8 @@ struct kv_access {
         }
     }
 
+    static void set_rewind(llama_kv_cache & cache, uint32_t n) { cache.n_rewind = static_cast<llama_pos>(n); }
+
   private:
     // One row for each cell: the old rows are the first of the new ones.
     static void move_rows(const ggml_tensor * from, ggml_tensor * to) {
@@ -55,6 +57,10 @@ struct kv_access {
 
 void move_cells(llama_kv_cache & from, llama_kv_cache & to) {
     kv_access::move_cells(from, to);
+}
+
+void set_rewind(llama_kv_cache & cache, uint32_t n) {
+    kv_access::set_rewind(cache, n);
 }
 
 }  // namespace loradrop

@@ -1,11 +1,18 @@
-// Moves the contents of a KV cache into a larger one.
+// What the engine does to the private parts of a KV cache.
 #pragma once
+
+#include <cstdint>
 
 class llama_kv_cache;
 
 namespace loradrop {
 
-// `to` is empty, serves the same layers with the same types and streams, and has at least as many cells.
+// Moves the contents of a cache into a larger one. `to` is empty, serves the same layers with the same types and
+// streams, and has at least as many cells.
 void move_cells(llama_kv_cache & from, llama_kv_cache & to);
+
+// Keeps the windows of the last n + 1 tokens of each sequence instead of the last one's, so that n tokens can be
+// removed and run again.
+void set_rewind(llama_kv_cache & cache, uint32_t n);
 
 }  // namespace loradrop

@@ -5,8 +5,6 @@
 #include "loradrop/graph_inputs.h"
 #include "loradrop/graph_prune.h"
 
-#include "llama-kv-cache.h"
-
 namespace loradrop {
 
 step_graph::step_graph(const llm_graph_params & params, state_capture * capture) :
@@ -23,20 +21,16 @@ const reuse_run * step_graph::run_of(int il) const {
     return plan ? plan->runs->run_of(il) : nullptr;
 }
 
-const llama_kv_cache_context * step_graph::droppable_cells() const {
+const llama_memory_context_i * step_graph::droppable_cells() const {
     if (!plan || plan->lora_step) {
         return nullptr;
     }
-    return droppable_of(params.mctx);
+    return droppable_of(params.mctx).droppable.get();
 }
 
-void step_graph::add_droppable_input(std::unique_ptr<llm_graph_input_attn_kv> input) {
+void step_graph::add_droppable_input(std::unique_ptr<llm_graph_input_i> input) {
     droppable_input = input.get();
-    res->add_input(std::make_unique<droppable_attention_input>(std::move(input), generation_of(params.mctx)));
-}
-
-llm_graph_input_attn_kv * step_graph::attention_input(llm_graph_input_attn_kv * kept, int il) const {
-    return run_of(il) ? droppable_input : kept;
+    res->add_input(std::make_unique<droppable_attention_input>(std::move(input), droppable_of(params.mctx).generation));
 }
 
 bool step_graph::skips_layer(int il) const {
@@ -125,7 +119,7 @@ std::shared_ptr<step_graph> begin_graph(const llm_graph_params & params) {
     return params.drop || capture ? std::make_shared<step_graph>(params, capture) : nullptr;
 }
 
-const llama_kv_cache_context * droppable_cells(const step_graph & g) {
+const llama_memory_context_i * droppable_cells(const step_graph & g) {
     return g.droppable_cells();
 }
 
@@ -133,7 +127,15 @@ void add_droppable_input(step_graph & g, std::unique_ptr<llm_graph_input_attn_kv
     g.add_droppable_input(std::move(input));
 }
 
+void add_droppable_input(step_graph & g, std::unique_ptr<llm_graph_input_attn_kv_iswa> input) {
+    g.add_droppable_input(std::move(input));
+}
+
 llm_graph_input_attn_kv * attention_input(const step_graph & g, llm_graph_input_attn_kv * kept, int il) {
+    return g.attention_input(kept, il);
+}
+
+llm_graph_input_attn_kv_iswa * attention_input(const step_graph & g, llm_graph_input_attn_kv_iswa * kept, int il) {
     return g.attention_input(kept, il);
 }
 

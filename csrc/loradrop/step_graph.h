@@ -24,9 +24,14 @@ class step_graph {
     // capture: null when nothing is captured
     step_graph(const llm_graph_params & params, state_capture * capture);
 
-    const llama_kv_cache_context * droppable_cells() const;
-    void                           add_droppable_input(std::unique_ptr<llm_graph_input_attn_kv> input);
-    llm_graph_input_attn_kv *      attention_input(llm_graph_input_attn_kv * kept, int il) const;
+    const llama_memory_context_i * droppable_cells() const;
+    void                           add_droppable_input(std::unique_ptr<llm_graph_input_i> input);
+
+    // Input: the class that the model's graph code uses, for kept and droppable layers alike.
+    template <typename Input>
+    Input * attention_input(Input * kept, int il) const {
+        return run_of(il) ? static_cast<Input *>(droppable_input) : kept;
+    }
 
     bool          skips_layer(int il) const;
     ggml_tensor * unused_attention(ggml_tensor * wo, ggml_tensor * q_cur, ggml_tensor * v_cur);
@@ -47,7 +52,7 @@ class step_graph {
     ggml_context *               ctx;
     ggml_cgraph *                gf;
     captured_tensors *           captured        = nullptr;
-    llm_graph_input_attn_kv *    droppable_input = nullptr;
+    llm_graph_input_i *          droppable_input = nullptr;
     slot_inputs                  slot_tensors;
     bool                         has_slots = false;
     std::map<int, ggml_tensor *> run_inputs;  // by the run's first layer

@@ -124,6 +124,7 @@ class Context:
         type_k: str = "f16",
         type_v: str = "f16",
         kv_unified: bool = True,
+        swa_full: bool = True,
         corrector: Corrector | None = None,
         rho: float = 0.0,
         k: int = 0,
