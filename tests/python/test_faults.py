@@ -16,11 +16,12 @@ from tiny import Reuse, make_model
 N_LAYER = 8
 
 
+@pytest.mark.parametrize("n_swa", [0, 7])
 @pytest.mark.parametrize("n_operations", [0, 5, 40, 90])
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_abort_at_every_phase(tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int) -> None:
-    model = make_model(n_layer=N_LAYER)
+def test_abort_at_every_phase(tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int, n_swa: int) -> None:
+    model = make_model("olmo2" if n_swa else "llama", n_layer=N_LAYER, n_swa=n_swa)
     pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=6)
     pair.decode(Entry(0, TEXT[:9]))
     position = 9

@@ -14,10 +14,11 @@ from test_engine import POLICIES, REUSES, TEXT, corrector_for
 from tiny import Reuse, make_model
 
 N_LAYER = 8
+N_SWA = [0, 7]  # without and with sliding-window layers
 
 
-def make_pair(folder: Path, reuse: Reuse, refresh: str, kv_unified: bool = True) -> Pair:
-    model = make_model(n_layer=N_LAYER)
+def make_pair(folder: Path, reuse: Reuse, refresh: str, kv_unified: bool = True, n_swa: int = 0) -> Pair:
+    model = make_model("olmo2" if n_swa else "llama", n_layer=N_LAYER, n_swa=n_swa)
     return Pair(
         folder,
         model,
@@ -28,15 +29,18 @@ def make_pair(folder: Path, reuse: Reuse, refresh: str, kv_unified: bool = True)
         kv_window=6,
         n_seq_max=3,
         n_ctx=1536,
+        n_ubatch=32,
         kv_unified=kv_unified,
+        swa_full=False,
     )
 
 
+@pytest.mark.parametrize("n_swa", N_SWA)
 @pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_a_copy_goes_on_by_itself(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool) -> None:
-    pair = make_pair(tmp_path, reuse, refresh, kv_unified)
+def test_a_copy_goes_on_by_itself(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool, n_swa: int) -> None:
+    pair = make_pair(tmp_path, reuse, refresh, kv_unified, n_swa)
     pair.decode(Entry(0, TEXT[:9]))
     for i in range(9, 40):
         if i in (10, 15, 20):  # at different phases
@@ -47,10 +51,11 @@ def test_a_copy_goes_on_by_itself(tmp_path: Path, reuse: Reuse, refresh: str, kv
         pair.decode(Entry(0, [TEXT[i]]), Entry(1, [TEXT[i + 50]])) if i > 10 else pair.decode(Entry(0, [TEXT[i]]))
 
 
+@pytest.mark.parametrize("n_swa", N_SWA)
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
-    pair = make_pair(tmp_path, reuse, refresh)
+def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, refresh: str, n_swa: int) -> None:
+    pair = make_pair(tmp_path, reuse, refresh, n_swa=n_swa)
     pair.decode(Entry(0, TEXT[:9]))
     seen = [copy.deepcopy(pair.reference.sequences[0])]
     for token in TEXT[9:12]:
@@ -71,10 +76,14 @@ def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, r
             pair.decode(Entry(0, [token]))
 
 
+@pytest.mark.parametrize("n_swa", N_SWA)
+@pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_a_saved_state_goes_on_elsewhere(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
-    here, there = (make_pair(tmp_path, reuse, refresh) for _ in range(2))
+def test_a_saved_state_goes_on_elsewhere(
+    tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool, n_swa: int
+) -> None:
+    here, there = (make_pair(tmp_path, reuse, refresh, kv_unified, n_swa) for _ in range(2))
     here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
     for i in range(9, 30):
         here.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
