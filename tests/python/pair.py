@@ -45,6 +45,8 @@ class Pair:
             "flash_attn": "off",
             "type_k": "f32",
             "type_v": "f32",
+            "n_threads": 1,  # on a busy machine the threads of so small a graph would only wait for each other
+            "n_threads_batch": 1,
         }
         self.engine = Context(
             self.native_model,

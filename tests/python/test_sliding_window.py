@@ -31,7 +31,7 @@ def test_a_hundred_and_twenty_steps(tmp_path: Path, reuse: Reuse, refresh: str) 
     assert pair.engine.stats["lora_steps"] == 90
 
 
-# rho: one droppable layer without a window, two of which one has it, three with and three without
+# droppable layers with a window and without: none and one, one and one, three and one, three and three
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize(("rho", "k", "n_swa"), [(1 / 8, 1, 1), (1 / 4, 2, 2), (0.5, 4, 3), (0.75, 5, 40)])
 def test_points(tmp_path: Path, refresh: str, rho: float, k: int, n_swa: int) -> None:
@@ -79,20 +79,15 @@ def test_a_cache_that_holds_little_more_than_the_window(tmp_path: Path, refresh:
     run(pair, 245, 60)
 
 
-def test_cells_taken_out_of_order(tmp_path: Path) -> None:
-    # once sequence 1 is gone, the search for cells starts at the first one, whatever window they belong to
-    pair = windowed_pair(
-        tmp_path, "anchor-state", n_swa=9, k=5, kv_window=300, n_seq_max=2, n_ctx=512, n_ubatch=8, swa_full=False
-    )
-    rng = np.random.default_rng(8)
-    for _ in range(60):
-        pair.decode(*(Entry(s, rng.integers(3, 320, 1).tolist()) for s in rng.permutation(2).tolist()))
-    for _ in range(3):
-        pair.engine.seq_rm(1)
-        del pair.reference.sequences[1]
-        pair.decode(Entry(1, TEXT[:40]))
-        for _ in range(50):
-            pair.decode(Entry(0, rng.integers(3, 320, 1).tolist()))
+def test_cells_out_of_order(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"n_swa": 9, "k": 5, "kv_window": 300, "n_ctx": 512, "n_ubatch": 8, "swa_full": False}
+    here, there = (windowed_pair(tmp_path, "anchor-state", **options) for _ in range(2))
+    # the last 12 tokens are in the first cells again; a restored cache looks for cells from there on
+    run(here, 250, 18)
+    there.engine.load_state(here.engine.save_state())
+    there.reference.sequences = here.reference.sequences
+    for token in TEXT[268:290]:
+        there.decode(Entry(0, [token]))
 
 
 def test_refill_with_a_wide_window_keeps_the_context_exact(tmp_path: Path) -> None:
@@ -128,10 +123,9 @@ def test_switching_variants_rebuilds_nothing(tmp_path: Path) -> None:
         assert after[counter] == warm[counter]  # type: ignore[literal-required]
 
 
-@pytest.mark.parametrize("flash_attn", ["on", "off"])
 @pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("swa_full", [True, False])
-def test_growth(tmp_path: Path, swa_full: bool, kv_unified: bool, flash_attn: str) -> None:
+def test_growth(tmp_path: Path, swa_full: bool, kv_unified: bool) -> None:
     pair = windowed_pair(
         tmp_path,
         "anchor-delta",
@@ -143,7 +137,6 @@ def test_growth(tmp_path: Path, swa_full: bool, kv_unified: bool, flash_attn: st
         n_ubatch=64,
         kv_unified=kv_unified,
         swa_full=swa_full,
-        flash_attn=flash_attn,
     )
     # two sequences, which share the cells or fill a stream each
     for seq_id in (0, 1):
@@ -153,10 +146,10 @@ def test_growth(tmp_path: Path, swa_full: bool, kv_unified: bool, flash_attn: st
     stats = pair.engine.stats
     assert stats["kv_cells_droppable"] == (768 if kv_unified else 512)
     if not swa_full:
-        # four droppable layers, two of them with a window: 2 * 200 + 64 tokens, or 200 + 64 in each stream
+        # one kept layer and three droppable ones have a window: 2 * 200 + 64 tokens, or 200 + 64 in each stream
         streams = 1 if kv_unified else 2
         cells_kept, cells_droppable = stats["kv_cells_kept"], stats["kv_cells_droppable"]
-        expected = streams * (2 * cells_kept + 2 * cells_droppable + 4 * 512)
+        expected = streams * (3 * cells_kept + cells_droppable + 4 * 512)
         assert stats["kv_bytes"] == pytest.approx(expected * KV_OF_A_TOKEN, rel=0.01)
         assert stats["kv_bytes_full"] == pytest.approx(streams * (4 * cells_kept + 4 * 512) * KV_OF_A_TOKEN, rel=0.01)
 
