@@ -77,13 +77,10 @@ def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, r
 
 
 @pytest.mark.parametrize("n_swa", N_SWA)
-@pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("refresh", POLICIES)
 @pytest.mark.parametrize("reuse", REUSES)
-def test_a_saved_state_goes_on_elsewhere(
-    tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool, n_swa: int
-) -> None:
-    here, there = (make_pair(tmp_path, reuse, refresh, kv_unified, n_swa) for _ in range(2))
+def test_a_saved_state_goes_on_elsewhere(tmp_path: Path, reuse: Reuse, refresh: str, n_swa: int) -> None:
+    here, there = (make_pair(tmp_path, reuse, refresh, n_swa=n_swa) for _ in range(2))
     here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
     for i in range(9, 30):
         here.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
