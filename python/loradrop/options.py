@@ -115,6 +115,17 @@ class Drop:
     k: int
     refresh: str = DEFAULT_REFRESH
 
+    @property
+    def reuse(self) -> str:
+        """The corrector's rule; ``none`` where there is no trained one."""
+        return "none" if self.corrector is None or self.corrector.is_none else self.corrector.reuse
+
+    def dropped_layers(self, n_layer: int) -> tuple[int, ...]:
+        """Return the layers, ascending, that LoRA steps leave out of a model with `n_layer` layers."""
+        if self.corrector is None:
+            return ()
+        return tuple(sorted(self.corrector.dropped_layers(self.rho, n_layer)))
+
 
 FULL = Drop(None, 0.0, 0)
 

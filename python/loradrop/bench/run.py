@@ -14,7 +14,7 @@ from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.models import resolve_model
-from loradrop.options import ContextOptions, Drop
+from loradrop.options import ContextOptions
 
 # Told how many of the decodes are done, and how many there are.
 Progress = Callable[[int, int], None]
@@ -115,8 +115,8 @@ def bench(
         reports.append(
             PointBench(
                 point=point,
-                reuse=_reuse(drop),
-                dropped_layers=_dropped_layers(opened, drop),
+                reuse=drop.reuse,
+                dropped_layers=drop.dropped_layers(opened.n_layer),
                 decode=decode_of(job, counted),
                 speed_up=speed_up_of(full, job, counted),
                 step_bytes=n_bytes,
@@ -150,13 +150,3 @@ def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
             progress(n_done, total)
 
     return advance
-
-
-def _reuse(drop: Drop) -> str:
-    assert drop.corrector is not None
-    return "none" if drop.corrector.is_none else drop.corrector.reuse
-
-
-def _dropped_layers(model: Model, drop: Drop) -> tuple[int, ...]:
-    assert drop.corrector is not None
-    return tuple(sorted(drop.corrector.dropped_layers(drop.rho, model.n_layer)))

@@ -61,7 +61,7 @@ def step_bytes(model: Model, drop: Drop) -> StepBytes:
     full = rest + sum(layers)
     if drop.corrector is None:
         return StepBytes(full, full, full)
-    dropped = sorted(drop.corrector.dropped_layers(drop.rho, model.n_layer))
+    dropped = drop.dropped_layers(model.n_layer)
     lora, anchor = (0, 0) if drop.corrector.is_none else _corrector_bytes(drop.corrector, dropped)
     return StepBytes(full, full + anchor, full - sum(layers[i] for i in dropped) + lora)
 
@@ -97,7 +97,7 @@ def _used_experts(header: Header) -> float:
     return used / there if there and used else 1.0
 
 
-def _corrector_bytes(corrector: Corrector, dropped: list[int]) -> tuple[int, int]:
+def _corrector_bytes(corrector: Corrector, dropped: tuple[int, ...]) -> tuple[int, int]:
     """Return the bytes that a LoRA step reads, and those that a refresh step reads."""
     sizes = {tensor.name: tensor.n_bytes for tensor in read_header(corrector.path).tensors}
     if corrector.reuse != SEGMENT:

@@ -113,19 +113,15 @@ def perplexity(
         prompt=prompt,
         full=scores(measures, 0),
         points=tuple(
-            _point_report(opened, point, drop, measures, i) for i, (point, drop) in enumerate(resolved, start=1)
+            PointReport(
+                point=point,
+                reuse=drop.reuse,
+                dropped_layers=drop.dropped_layers(opened.n_layer),
+                total=scores(measures, i),
+                by_distance=scores_by_distance(measures, i),
+            )
+            for i, (point, drop) in enumerate(resolved, start=1)
         ),
-    )
-
-
-def _point_report(model: Model, point: Point, drop: Drop, measures: Measures, i: int) -> PointReport:
-    assert drop.corrector is not None
-    return PointReport(
-        point=point,
-        reuse="none" if drop.corrector.is_none else drop.corrector.reuse,
-        dropped_layers=tuple(sorted(drop.corrector.dropped_layers(drop.rho, model.n_layer))),
-        total=scores(measures, i),
-        by_distance=scores_by_distance(measures, i),
     )
 
 
