@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,10 +101,8 @@ class PointBench:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name."""
-        corrector = self.point.corrector
         return {
-            **dataclasses.asdict(self.point),
-            "corrector": None if corrector is None else os.fspath(corrector),
+            **self.point.to_dict(),
             "reuse": self.reuse,
             "dropped_layers": list(self.dropped_layers),
             "speed_up": dataclasses.asdict(self.speed_up),

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from loradrop._core import Model
 from loradrop.options import Drop, DropOptions, resolve_drop
@@ -34,6 +35,11 @@ class Point:
     refresh: str | None = None
     kv_window: int = 64
     corrector: str | os.PathLike[str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes by name, as JSON can hold them."""
+        corrector = None if self.corrector is None else os.fspath(self.corrector)
+        return {**dataclasses.asdict(self), "corrector": corrector}
 
 
 def resolve_points(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,13 +91,8 @@ class PointReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name."""
-        corrector = self.point.corrector
         return {
-            "rho": self.point.rho,
-            "k": self.point.k,
-            "refresh": self.point.refresh,
-            "kv_window": self.point.kv_window,
-            "corrector": None if corrector is None else os.fspath(corrector),
+            **self.point.to_dict(),
             "reuse": self.reuse,
             "dropped_layers": list(self.dropped_layers),
             **self.total.to_dict(),
