@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
+from loradrop.progress import StageProgress, counter
 from loradrop.self_text import write_texts
 from loradrop.state_store import Tokens
 
@@ -21,7 +23,7 @@ def gather_windows(
     *,
     seed: int = 0,
     n_threads: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> Tokens:
     """Return windows of tokens, int32 [n, n_tokens], shuffled.
 
@@ -47,14 +49,7 @@ def gather_windows(
     ValueError
         If there is no text, or one is shorter than a window.
     """
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress("texts written by the model", done, n_written)
-
+    advance = None if progress is None else counter(partial(progress, "texts written by the model"), n_written)
     parts = []
     if texts:
         parts.append(text_windows(model, texts, n_tokens, n_read))

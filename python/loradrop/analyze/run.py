@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from loradrop._core import Model
@@ -18,11 +17,10 @@ from loradrop.calibrate.layers import Parts, fit_layers
 from loradrop.calibrate.pairs import N_SKIPPED
 from loradrop.evaluate import Estimate
 from loradrop.evaluate.windows import check_windows
+from loradrop.progress import StageProgress, stage_counter
 from loradrop.state_store import Tokens
 from loradrop_convert.base import read_base
 from loradrop_convert.corrector import ANCHOR_DELTA
-
-Progress = Callable[[str, int, int], None]
 
 
 def analyze(
@@ -31,7 +29,7 @@ def analyze(
     fit_texts: Tokens | None,
     options: AnalyzeOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Analysis:
     """Measure how redundant each layer is and what dropping it costs, and propose an order of dropping.
 
@@ -77,7 +75,7 @@ def check_model(model_path: str | os.PathLike[str], options: AnalyzeOptions, win
 class _Analysis:
     """One run: what its stages share."""
 
-    def __init__(self, path: Path, options: AnalyzeOptions, folder: Path, show: Progress) -> None:
+    def __init__(self, path: Path, options: AnalyzeOptions, folder: Path, show: StageProgress) -> None:
         self.base = read_base(path)  # first: it names what is wrong with a file
         self.model = Model(os.fspath(path))
         self.options, self.folder, self.show = options, folder, show
@@ -104,11 +102,11 @@ class _Analysis:
             self.model,
             windows,
             n_threads=options.n_threads,
-            advance=self._counter("cosines of states", len(windows)),
+            advance=stage_counter(self.show, "cosines of states", len(windows)),
         )
         n_points = options.n_points(n_layer)
         meter = self._meter(parts)
-        advance = self._counter(f"decoding {n_points} points", n_points * _n_decoded(windows))
+        advance = stage_counter(self.show, f"decoding {n_points} points", n_points * _n_decoded(windows))
 
         def measure(choices: list[tuple[int, ...]]) -> list[Estimate]:
             return meter.measure(windows, choices, advance)[1]
@@ -143,25 +141,15 @@ class _Analysis:
             range(self.candidates[0], self.candidates[-1] + 2),
             self.folder / "states",
             n_threads=self.options.n_threads,
-            advance=self._counter("states of the full model", len(texts)),
+            advance=stage_counter(self.show, "states of the full model", len(texts)),
         )
-        rank, advance = min(self.options.rank, self.model.n_embd), self._counter("correctors", len(self.candidates))
+        rank = min(self.options.rank, self.model.n_embd)
+        advance = stage_counter(self.show, "correctors", len(self.candidates))
         parts: dict[int, Parts] = {}
         for layer in self.candidates:
             parts |= fit_layers(store, ANCHOR_DELTA, (layer, layer), rank, self.options.k)
             advance(1)
         return parts
-
-    def _counter(self, what: str, total: int) -> Callable[[int], None]:
-        done = 0
-        self.show(what, done, total)
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            self.show(what, done, total)
-
-        return advance
 
 
 def _n_decoded(windows: Tokens) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from loradrop._core import Model
 from loradrop.bench.report import BenchReport, PointBench, ceiling_of, decode_of, speed_up_of
@@ -15,9 +15,7 @@ from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions
-
-# Told how many of the decodes are done, and how many there are.
-Progress = Callable[[int, int], None]
+from loradrop.progress import Progress, counter
 
 
 def bench(
@@ -63,7 +61,7 @@ def bench(
     n_gpu_layers, flash_attn, type_k, type_v
         As in `loradrop.Llama`.
     progress : callable, optional
-        Called after each decode.
+        Called after each decode with how many are done, and with how many there are.
 
     Returns
     -------
@@ -101,7 +99,7 @@ def bench(
         begin = prompt_tokens(opened, prompt)
         rest = greedy_tokens(contexts[0], begin, tokens)
         everything = [*jobs, *batches.values()]
-        run_rounds(everything, begin, rest, n_rounds, _counter(progress, len(everything) * (n_rounds + 1)))
+        run_rounds(everything, begin, rest, n_rounds, counter(progress, len(everything) * (n_rounds + 1)))
         threads_used = contexts[0].n_threads
     finally:
         for context in contexts:
@@ -138,15 +136,3 @@ def bench(
 
 def _open(model: str | os.PathLike[str], n_gpu_layers: int) -> Model:
     return Model(os.fspath(resolve_model(model)), n_gpu_layers=n_gpu_layers)
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    n_done = 0
-
-    def advance(n: int) -> None:
-        nonlocal n_done
-        n_done += n
-        if progress is not None:
-            progress(n_done, total)
-
-    return advance

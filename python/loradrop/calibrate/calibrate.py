@@ -13,13 +13,14 @@ from loradrop.calibrate.blocks import Block, block_length, edges, nested_blocks,
 from loradrop.calibrate.candidate import layer_data, segment_data
 from loradrop.calibrate.choice import best_place, best_rule
 from loradrop.calibrate.collect import check_room, collect, n_to_judge
-from loradrop.calibrate.job import Job, Progress
+from loradrop.calibrate.job import Job
 from loradrop.calibrate.layers import fit_block
 from loradrop.calibrate.options import CalibrateOptions
 from loradrop.calibrate.pairs import LoraSteps, every_token
 from loradrop.calibrate.schedule import single_steps
 from loradrop.calibrate.segment import Parts, fit_hidden, fit_linear
 from loradrop.evaluate import PointReport
+from loradrop.progress import StageProgress
 from loradrop.state_store import StateStore, Tokens
 from loradrop_convert.base import read_base
 from loradrop_convert.corrector import SEGMENT, CorrectorData
@@ -34,7 +35,7 @@ def calibrate(
     options: CalibrateOptions,
     *,
     n_written: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[CorrectorData, list[PointReport]]:
     """Fit a corrector to the states that the engine gives for some texts.
 

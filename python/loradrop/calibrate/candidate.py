@@ -10,7 +10,7 @@ import numpy as np
 from loradrop._core import Model
 from loradrop.calibrate.segment import Parts
 from loradrop.evaluate import Point, PointReport, perplexity
-from loradrop.evaluate.measure import Progress
+from loradrop.progress import Progress
 from loradrop.state_store import Tokens
 from loradrop_convert.base import BaseInfo
 from loradrop_convert.corrector import CorrectorData, layer_tensor, segment_tensor

@@ -11,6 +11,7 @@ from loradrop.calibrate.job import Job
 from loradrop.calibrate.layers import fit_block
 from loradrop.calibrate.pairs import LoraSteps, every_token, spread
 from loradrop.calibrate.segment import fit_linear
+from loradrop.progress import stage_counter
 from loradrop.state_store import StateStore, Tokens
 from loradrop_convert.corrector import REUSE_RULES, SEGMENT, CorrectorData
 
@@ -26,7 +27,7 @@ def best_place(job: Job, store: StateStore, starts: Sequence[int], length: int, 
     cost a run of the texts of its own.
     """
     samples = _fewer(every_token(store, job.options.k))
-    advance = job.counter("places", len(starts))
+    advance = stage_counter(job.show, "places", len(starts))
     tried = []
     for start in starts:
         tried.append(_linear(job, samples, (start, start + length - 1)))
@@ -37,7 +38,7 @@ def best_place(job: Job, store: StateStore, starts: Sequence[int], length: int, 
 def best_rule(job: Job, samples: LoraSteps, block: tuple[int, int], judged: Tokens) -> str:
     """Return the rule with which a block loses least; a segment is tried without its hidden layer."""
     samples = _fewer(samples)
-    advance = job.counter("rules", len(REUSE_RULES))
+    advance = stage_counter(job.show, "rules", len(REUSE_RULES))
     tried = {}
     for reuse in REUSE_RULES:
         if reuse == SEGMENT:

@@ -11,6 +11,7 @@ import numpy as np
 
 from loradrop.calibrate.engine_states import prefill
 from loradrop.calibrate.job import Job
+from loradrop.progress import stage_counter
 from loradrop.self_text import write_texts
 from loradrop.state_store import States, StateStore, StateWriter, Tokens, inputs_name
 
@@ -51,7 +52,7 @@ def collect(job: Job, texts: Tokens, n_written: int, layers: Collection[int]) ->
     widths = {inputs_name(layer): job.model.n_embd for layer in layers}
     writer = StateWriter(job.folder / "states", np.concatenate([read, to_write]), widths)
     if len(read):
-        advance = job.counter("states of the full model", len(read))
+        advance = stage_counter(job.show, "states of the full model", len(read))
         prefill(job.model, read, layers, writer, n_threads=job.options.n_threads, advance=advance)
     if n_written:
         judged = np.concatenate([judged, _write(job, n_written, texts.shape[1], n_judged, layers, writer)])
@@ -95,7 +96,7 @@ def _write(job: Job, n_written: int, n_tokens: int, n_judged: int, layers: list[
         n_tokens,
         seed=job.options.seed,
         n_threads=job.options.n_threads,
-        advance=job.counter("texts written by the model", n_written),
+        advance=stage_counter(job.show, "texts written by the model", n_written),
         capture=[layer - 1 for layer in layers],
         observe=keep,
     )

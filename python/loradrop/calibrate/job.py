@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from loradrop._core import Model
@@ -11,11 +12,10 @@ from loradrop.calibrate.candidate import measure
 from loradrop.calibrate.options import CalibrateOptions
 from loradrop.calibrate.segment import SegmentFit
 from loradrop.evaluate import PointReport
+from loradrop.progress import StageProgress
 from loradrop.state_store import Tokens
 from loradrop_convert.base import BaseInfo
 from loradrop_convert.corrector import CorrectorData
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Job:
     base: BaseInfo
     options: CalibrateOptions
     folder: Path
-    show: Progress
+    show: StageProgress
 
     @property
     def rank(self) -> int:
@@ -48,18 +48,6 @@ class Job:
     def segment_fit(self, hidden: int) -> SegmentFit:
         """Return how a segment is fitted, with a hidden layer of that width (0 for none)."""
         return SegmentFit(rank=self.rank, hidden=hidden, seconds=self.options.seconds, seed=self.options.seed)
-
-    def counter(self, what: str, total: int) -> Callable[[int], None]:
-        """Return a callback that shows how much is done when it is told how much more is."""
-        done = 0
-        self.show(what, done, total)
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            self.show(what, done, total)
-
-        return advance
 
     def measure(self, what: str, windows: Tokens, candidates: Sequence[tuple[CorrectorData, int]]) -> list[PointReport]:
         """Decode windows beside the full model with each corrector and its number of dropped layers."""
@@ -73,5 +61,5 @@ class Job:
             refresh=self.options.refresh,
             kv_window=self.options.kv_window,
             n_threads=self.options.n_threads,
-            progress=lambda done, total: self.show(what, done, total),
+            progress=partial(self.show, what),
         )

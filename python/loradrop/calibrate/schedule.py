@@ -11,6 +11,7 @@ from loradrop._core import Context, Corrector
 from loradrop.calibrate.candidate import prompt_length, segment_data
 from loradrop.calibrate.job import Job
 from loradrop.calibrate.pairs import LoraSteps
+from loradrop.progress import stage_counter
 from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.gguf_file import write_sidecar
@@ -45,7 +46,7 @@ def single_steps(job: Job, store: StateStore, block: tuple[int, int], layers: Co
     widths = {inputs_name(layer): job.model.n_embd for layer in layers}
     writer = StateWriter(folder, store.tokens[:, anchors], widths)
     context = _context(job, block[0], layers, store.tokens.shape[1])
-    advance = job.counter(f"anchors of layers {block[0]} to {block[1]}", len(store))
+    advance = stage_counter(job.show, f"anchors of layers {block[0]} to {block[1]}", len(store))
     for first in range(0, len(store), N_PARALLEL):
         texts = store.tokens[first : first + N_PARALLEL]
         writer.append(_decode(context, texts, anchors, sorted(layers)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
 from loradrop.gathered_text import gather_windows
+from loradrop.progress import StageProgress
 from loradrop.state_store import Tokens
 from loradrop.text_files import read_texts
 
@@ -43,7 +44,7 @@ def calibration_texts(
     n_tokens: int,
     seed: int,
     n_threads: int,
-    progress: Callable[[str, int, int], None],
+    progress: StageProgress,
 ) -> Tokens:
     """Return windows of tokens, int32 [n, n_tokens], shuffled.
 

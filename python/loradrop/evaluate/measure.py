@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -19,11 +19,9 @@ from loradrop.evaluate.report import PointReport, Report, scores, scores_by_dist
 from loradrop.evaluate.windows import Texts, Tokens, check_windows, text_windows
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions, Drop
+from loradrop.progress import Progress, counter
 
 Data = str | Sequence[str] | Mapping[str, str] | npt.NDArray[np.integer]
-
-# Told how many tokens of the windows are done, and how many there are.
-Progress = Callable[[int, int], None]
 
 
 def perplexity(
@@ -154,14 +152,7 @@ def _measure(
     n_parallel = min(n_parallel, n_windows)
     contexts = make_contexts(model, points, options, prompt=prompt, n_parallel=n_parallel, threads=threads)
     measures = Measures.empty(n_contexts, n_windows, window - prompt)
-    n_done = 0
-
-    def advance(n_tokens: int) -> None:
-        nonlocal n_done
-        n_done += n_tokens
-        if progress is not None:
-            progress(n_done, n_windows * (window - 1))
-
+    advance = counter(progress, n_windows * (window - 1))
     with Lockstep(contexts, n_workers) as lockstep:
         for first in range(0, n_windows, n_parallel):
             group = slice(first, first + n_parallel)

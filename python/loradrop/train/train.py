@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from accelerate.utils import broadcast
 
 from loradrop.checks import check_choice, check_float, check_int
 from loradrop.options import REFRESH_POLICIES
+from loradrop.progress import StageProgress, counter
 from loradrop.state_store import StateStore
 from loradrop.train.batches import Batch, BatchSource, kv_layers_needed, layers_needed
 from loradrop.train.decoder import LayeredDecoder, load_decoder
@@ -33,7 +35,6 @@ from loradrop_convert.folder import write_folder
 from loradrop_convert.gguf_file import write_sidecar
 
 METRIC_TEXTS = 24  # their tokens tell enough of a layer's directions
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def train(
     start: CorrectorData | None = None,
     states: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, Fidelity]:
     """Train a corrector, and return how near it comes to the full model on held-out texts, by the layers that drop.
 
@@ -199,15 +200,9 @@ def write_result(
 
 
 def _states(
-    decoder: LayeredDecoder, options: TrainOptions, tokens: Any, folder: Path, name: str, show: Progress
+    decoder: LayeredDecoder, options: TrainOptions, tokens: Any, folder: Path, name: str, show: StageProgress
 ) -> StateStore:
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        show(f"states of the full model, {name}", done, len(tokens))
-
+    advance = counter(partial(show, f"states of the full model, {name}"), len(tokens))
     layers = layers_needed(options.shape, decoder.n_layer)
     kv_layers = kv_layers_needed(options.shape, decoder.n_layer) if options.store_kv else ()
     return collect(decoder, tokens, layers, folder, kv_layers=kv_layers, batch=options.batch, advance=advance)
@@ -242,7 +237,7 @@ def _held_out(source: BatchSource, options: TrainOptions) -> dict[str, list[Batc
     }
 
 
-def _first_stage(student: Student, store: StateStore, options: TrainOptions, show: Progress) -> None:
+def _first_stage(student: Student, store: StateStore, options: TrainOptions, show: StageProgress) -> None:
     for index, run in enumerate(options.shape.segments):
         states = torch.from_numpy(store.inputs(run[1] + 1)[:METRIC_TEXTS].astype("float32"))
         metric = fisher_metric(student.decoder, run[1] + 1, states.to(student.decoder.device), options.seed)
