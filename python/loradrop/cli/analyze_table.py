@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from loradrop.analyze.report import Analysis, LayerReport
+from loradrop.cli.tables import stdout_console
 from loradrop.evaluate import Estimate
 
-PIPE_WIDTH = 120  # of a console that is no terminal
 HEADINGS = ("y to y", "delta to delta", "x to y", "NLL rise alone", "rank", "with those before")
 
 
 def print_analysis(analysis: Analysis) -> None:
     """Print what was measured of each layer, and the proposed order on a line of its own."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
+    console = stdout_console()
     options = analysis.options
     console.print(
         f"{analysis.n_windows} windows of {analysis.window} tokens, {options.prompt} of them prompt; k {options.k}, "

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
 from loradrop.bench.report import BenchReport, Decode, Spread
 from loradrop.cli.points import point_name
-from loradrop.cli.tables import size_text
-
-PIPE_WIDTH = 120  # of a console that is no terminal
+from loradrop.cli.tables import figures_table, size_text, stdout_console
 
 
 def print_report(report: BenchReport) -> None:
     """Print speed, memory and the ceiling of the full model and all points."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
+    console = stdout_console()
     console.print(
         f"{report.description}: {report.tokens} tokens decoded after a prompt of {report.prompt}, "
         f"{report.n_rounds} rounds, {report.n_threads} threads"
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("point", no_wrap=True)
-    for heading in ("tokens/s", "speed-up", "ms p50", "p95", "KV cache", "ceiling", "reached"):
-        table.add_column(heading, justify="right")
+    table = figures_table("point", "tokens/s", "speed-up", "ms p50", "p95", "KV cache", "ceiling", "reached")
     table.add_row("full", *_cells(report.full, ""), "", "")
     for point in report.points:
         cells = _cells(point.decode, _text(point.speed_up))

@@ -9,7 +9,7 @@ from typing import Any, cast
 import click
 
 from loradrop.cli.options import MODEL_HELP, LlamaOptions, llama_options, open_llama
-from loradrop.cli.tables import print_stats
+from loradrop.cli.stats_table import print_stats
 from loradrop.llama import Llama
 from loradrop.stats import RequestStats
 
