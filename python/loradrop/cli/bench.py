@@ -29,10 +29,6 @@ from loradrop.options import FLASH_ATTN, KV_TYPES
 )
 @click.argument("model")
 @point_options
-@click.option(
-    "--corrector", type=click.Path(path_type=Path), help="A sidecar. [default: the model's own, or the package's]"
-)
-@click.option("--allow-uncorrected", is_flag=True, help="Drop layers even without a trained corrector.")
 @click.option("--prompt", type=int, default=128, show_default=True, help="Tokens of the prompt.")
 @click.option("--tokens", type=int, default=64, show_default=True, help="Tokens decoded in each round.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Rounds, after one that does not count.")

@@ -38,10 +38,6 @@ from loradrop.models import resolve_model
     help="A file of text, UTF-8; may be repeated.",
 )
 @point_options
-@click.option(
-    "--corrector", type=click.Path(path_type=Path), help="A sidecar. [default: the model's own, or the package's]"
-)
-@click.option("--allow-uncorrected", is_flag=True, help="Drop layers even without a trained corrector.")
 @click.option("--prompt", type=int, default=64, show_default=True, help="Tokens of a window's prompt.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens of a window.")
 @click.option(

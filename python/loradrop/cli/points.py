@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -70,11 +71,15 @@ _OPTIONS = [
         multiple=True,
         help=f"With refill: newest tokens whose K/V droppable layers keep. [default: {Point.kv_window}]",
     ),
+    click.option(
+        "--corrector", type=click.Path(path_type=Path), help="A sidecar. [default: the model's own, or the package's]"
+    ),
+    click.option("--allow-uncorrected", is_flag=True, help="Drop layers even without a trained corrector."),
 ]
 
 
 def point_options(function: F) -> F:
-    """Add the options that `chosen_points` takes to a command."""
+    """Add the options that `chosen_points` takes, and the corrector's for all points, to a command."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
