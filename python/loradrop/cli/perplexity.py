@@ -14,6 +14,7 @@ from loradrop.cli.points import chosen_points, point_options
 from loradrop.cli.progress import pull_progress, token_progress
 from loradrop.evaluate import perplexity
 from loradrop.models import resolve_model
+from loradrop.text_files import read_texts
 
 
 @click.command(
@@ -70,7 +71,7 @@ def command(
 
     if output is not None:
         check_output(output, force=True)
-    named = {str(path): _read(path) for path in texts}
+    named = read_texts(texts)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
     with token_progress("decoding windows") as decoding:
@@ -95,10 +96,3 @@ def command(
         click.echo(text)
     else:
         print_report(report)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error}; convert it first") from None
