@@ -59,3 +59,8 @@ def gather_windows(
         raise ValueError("there is no text: give files of text, or let the model write some itself")
     windows = np.concatenate(parts)
     return windows[np.random.default_rng(seed).permutation(len(windows))]
+
+
+def n_to_write(n_texts: int, *, files: bool, write: bool) -> int:
+    """Return how many of `n_texts` windows the model writes itself, if it writes: half where there are files too."""
+    return 0 if not write else n_texts // 2 if files else n_texts

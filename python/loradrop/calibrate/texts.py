@@ -9,8 +9,7 @@ import numpy as np
 
 from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
-from loradrop.gathered_text import gather_windows
-from loradrop.progress import StageProgress
+from loradrop.gathered_text import n_to_write
 from loradrop.state_store import Tokens
 from loradrop.text_files import read_texts
 
@@ -22,62 +21,20 @@ def read_windows(
 
     Parameters
     ----------
-    model, paths, write, n_texts, n_tokens
-        See `calibration_texts`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is not there, not UTF-8, or shorter than a window.
-    """
-    n_written = _n_written(paths, write, n_texts)
-    if not paths:
-        return np.empty((0, n_tokens), np.int32), n_written
-    return text_windows(model, read_texts(paths), n_tokens, n_texts - n_written), n_written
-
-
-def calibration_texts(
-    model: Model,
-    paths: Sequence[str | os.PathLike[str]],
-    write: bool,
-    n_texts: int,
-    n_tokens: int,
-    seed: int,
-    n_threads: int,
-    progress: StageProgress,
-) -> Tokens:
-    """Return windows of tokens, int32 [n, n_tokens], shuffled.
-
-    Parameters
-    ----------
     model : Model
     paths : sequence of path
         Files of text, UTF-8.
     write : bool
-        Whether the model writes windows too: half of them where there are files as well.
+        Whether the model writes windows too, see `n_to_write`.
     n_texts, n_tokens : int
         Windows, and tokens of each.
-    seed, n_threads : int
-    progress : callable
-        Called with what is being done, how much of it is done, and of how much.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If a file is not there, not UTF-8, or shorter than a window.
     """
-    n_written = _n_written(paths, write, n_texts)
-    return gather_windows(
-        model,
-        read_texts(paths),
-        n_texts - n_written,
-        n_written,
-        n_tokens,
-        seed=seed,
-        n_threads=n_threads,
-        progress=progress,
-    )
-
-
-def _n_written(paths: Sequence[str | os.PathLike[str]], write: bool, n_texts: int) -> int:
-    return 0 if not write else n_texts // 2 if paths else n_texts
+    n_written = n_to_write(n_texts, files=bool(paths), write=write)
+    if not paths:
+        return np.empty((0, n_tokens), np.int32), n_written
+    return text_windows(model, read_texts(paths), n_tokens, n_texts - n_written), n_written

@@ -87,21 +87,30 @@ def command(
     from loradrop.analyze import AnalyzeOptions, analyze
     from loradrop.analyze.run import check_model
     from loradrop.analyze.texts import split_windows
-    from loradrop.calibrate.texts import calibration_texts
     from loradrop.cli.analyze_table import print_analysis
+    from loradrop.gathered_text import gather_windows, n_to_write
     from loradrop.text_files import read_texts
 
     _check_outputs(output, plot)
     check_int("windows", windows, 1)
     n_fit = 0 if bare else check_int("fit-windows", fit_windows, 1)
     chosen = AnalyzeOptions(n_threads=threads or 0, greedy=greedy == "on", **options)
-    read_texts(paths)  # a missing file is told before a model is loaded or downloaded
+    read = read_texts(paths)  # a missing file is told before a model is loaded or downloaded
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
     check_model(path, chosen, window)
+    n_texts = windows + n_fit
+    n_written = n_to_write(n_texts, files=bool(paths), write=write or not paths)
     with stage_progress() as show:
-        texts = calibration_texts(
-            Model(str(path)), paths, write or not paths, windows + n_fit, window, seed, chosen.n_threads, show
+        texts = gather_windows(
+            Model(str(path)),
+            read,
+            n_texts - n_written,
+            n_written,
+            window,
+            seed=seed,
+            n_threads=chosen.n_threads,
+            progress=show,
         )
         analysis = analyze(path, *split_windows(texts, windows, n_fit), chosen, progress=show)
     text = json.dumps(analysis.to_dict())
