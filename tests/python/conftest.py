@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from loradrop.models import resolve_model
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real model; it is pulled once."""
+    return resolve_model("smollm2")
 
 
 @pytest.fixture

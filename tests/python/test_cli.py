@@ -202,14 +202,11 @@ def test_closed_pipe_is_no_traceback(drop: Path) -> None:
     assert b"Traceback" not in errors and b"Error" not in errors
 
 
-def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loradrop.models import resolve_model
-
-    pulled = resolve_model("smollm2")
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path) -> None:
     result = run("models", "pull", "smollm2")
-    assert (result.exit_code, result.stdout.strip()) == (0, str(pulled))
+    assert (result.exit_code, result.stdout.strip()) == (0, str(smollm2))
     [line] = [line for line in run("models", "list").stdout.splitlines() if "SmolLM2" in line]
-    assert line.split("\t") == ["smollm2", "93.8 MiB", str(pulled)]
+    assert line.split("\t") == ["smollm2", "93.8 MiB", str(smollm2)]
 
     monkeypatch.setenv("LORADROP_CACHE", str(tmp_path))
     result = run("models", "list")

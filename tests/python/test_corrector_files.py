@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from loradrop._core import Corrector, CorrectorError, LoradropError, Model, ModelError
-from loradrop.models import resolve_model
 from loradrop_convert.base import BaseInfo, check_corrector, check_same_base, read_base
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.folder import read_folder, read_folder_base, write_folder
@@ -121,10 +120,9 @@ def test_base_is_what_the_engine_says(tmp_path: Path, tiny: TinyModel, weight_ty
     assert read_base(tmp_path / "m.gguf") == BaseInfo(model.arch, model.n_layer, model.n_embd, model.layout_hash)
 
 
-def test_base_of_a_quantised_model() -> None:
-    path = resolve_model("smollm2")
-    model = Model(str(path))
-    assert read_base(path) == BaseInfo("llama", 30, 576, model.layout_hash)
+def test_base_of_a_quantised_model(smollm2: Path) -> None:
+    model = Model(str(smollm2))
+    assert read_base(smollm2) == BaseInfo("llama", 30, 576, model.layout_hash)
 
 
 def test_layers_for_further_tokens_do_not_count(tmp_path: Path) -> None:

@@ -19,11 +19,6 @@ CONTENT = b"GGUF and so on" * 1000
 OFFLINE_HUB = "import sys; from loradrop.models import resolve_model as r; print(r(sys.argv[1]))"
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    return resolve_model("smollm2")
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LORADROP_CACHE", str(tmp_path / "cache"))

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from loradrop._core import Context, Corrector, CorrectorError, Model, ModelError
 from loradrop.cli import main
-from loradrop.models import resolve_model
 from loradrop_convert.base import read_base
 from loradrop_convert.folder import write_folder
 from loradrop_convert.output import check_space, complete_file
@@ -58,11 +57,6 @@ def base(tmp_path: Path) -> Path:
 def corrector(tmp_path: Path) -> Path:
     write_folder(tmp_path / "corrector", some_corrector("segment"))
     return tmp_path / "corrector"
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return resolve_model("smollm2")
 
 
 def run(*arguments: object) -> Result:

@@ -11,17 +11,11 @@ import pytest
 from loradrop import CorrectorError, Llama
 from loradrop._core import Corrector, Model
 from loradrop.evaluate import Point, perplexity
-from loradrop.models import resolve_model
 from loradrop.packaged_correctors import FOLDER, PACKAGED_CORRECTORS, packaged_corrector
 from loradrop_convert.base import read_base, read_model_header
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.gguf_file import write_sidecar
 from tiny import make_model, write_gguf
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return resolve_model("smollm2")
 
 
 def test_every_file_is_there_and_known() -> None:
