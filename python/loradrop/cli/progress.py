@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from loradrop.models import Progress
+from loradrop.models import Progress as PullProgress
+from loradrop.progress import Progress, StageProgress
 
 
 @contextmanager
-def pull_progress() -> Iterator[Progress]:
+def pull_progress() -> Iterator[PullProgress]:
     """Give a callback that shows progress on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -34,20 +36,20 @@ def pull_progress() -> Iterator[Progress]:
 
 
 @contextmanager
-def token_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def token_progress(what: str) -> Iterator[Progress]:
     """Give a callback that shows how many tokens are done, and of how many, on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    with stage_progress(what) as show:
+        yield partial(show, what)
 
 
 @contextmanager
-def stage_progress(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a callback that shows what is being done and how far it is, on stderr, if that is a terminal."""
+def stage_progress(first: str = "", *, hidden: bool = False) -> Iterator[StageProgress]:
+    """Give a callback that shows what is being done and how far it is, on stderr, if that is a terminal.
+
+    Before it is called, `first` is shown as what is being done.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bars:
-        task = bars.add_task("", total=None)
+        task = bars.add_task(first, total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
