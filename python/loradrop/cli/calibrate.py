@@ -12,8 +12,7 @@ from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import float_list
 from loradrop.models import resolve_model
 from loradrop.options import REFRESH_POLICIES
-
-REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
+from loradrop_convert.corrector import REUSE_RULES
 
 
 @click.command(

@@ -12,10 +12,10 @@ from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import int_list, layer_range
 from loradrop.models import resolve_model
 from loradrop.options import REFRESH_POLICIES
+from loradrop_convert.corrector import REUSE_RULES
 
 TEXTS = "texts.npz"  # in OUT
 CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows are enough
-REUSE_RULES = ("segment", "anchor-delta", "anchor-state", "previous-state")
 
 
 @click.command(
