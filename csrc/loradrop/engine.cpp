@@ -18,6 +18,10 @@ static void check_model(const llama_model & model) {
         throw unsupported_error("architecture '" + model.arch_name() +
                                 "' has positions of more than one dimension; use rho = 0");
     }
+    if (model.hparams.is_mla()) {
+        throw unsupported_error("architecture '" + model.arch_name() +
+                                "' keeps K and V as one compressed vector (MLA); use rho = 0");
+    }
 }
 
 engine::engine(llama_context & ctx, const lora_drop_params & params) :
