@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -146,12 +146,16 @@ def replacement(
     raise ValueError(f"unknown reuse rule {reuse!r}")
 
 
-class Decoder:
-    """A model, its corrector and the sequences that it decodes.
+class RuleDecoder:
+    """The rule: which tokens run which layers, and what stands for a layer that does not run.
+
+    What a layer computes is left to the class that inherits.
 
     Parameters
     ----------
-    model, corrector : TinyModel, TinyCorrector or None
+    n_layer : int
+        Layers of the model.
+    corrector : TinyCorrector or None
         Float32 weights; without a corrector nothing may drop.
     dropped : sequence of int
         The layers that drop, as `layers_for` gives them; none means that every step is full.
@@ -166,16 +170,16 @@ class Decoder:
 
     def __init__(
         self,
-        model: TinyModel,
+        n_layer: int,
         corrector: TinyCorrector | None = None,
         dropped: Sequence[int] = (),
         k: int = 0,
         policy: Policy = "refill",
         kv_window: int = 64,
     ) -> None:
-        if not set(dropped) <= set(range(1, model.n_layer - 1)):
+        if not set(dropped) <= set(range(1, n_layer - 1)):
             raise ValueError("the first and the last layer never drop")
-        self.model, self.corrector, self.dropped = model, corrector, set(dropped)
+        self.n_layer, self.corrector, self.dropped = n_layer, corrector, set(dropped)
         self.k = k if dropped else 0
         self.policy, self.kv_window = policy, kv_window
         self.last_step: Literal["full", "lora"] = "full"
@@ -197,7 +201,7 @@ class Decoder:
         if len(set(ids)) != len(ids) or not all(entry.tokens for entry in batch):
             raise ValueError("every sequence appears once and brings at least one token")
         for seq_id in set(ids) - set(self.sequences):
-            self.sequences[seq_id] = SequenceState([{} for _ in range(self.model.n_layer)])
+            self.sequences[seq_id] = SequenceState([{} for _ in range(self.n_layer)])
 
         lora = all(self._is_due_lora_step(entry) for entry in batch)
         self.last_step = "lora" if lora else "full"
@@ -239,10 +243,36 @@ class Decoder:
         return hidden
 
     def _run_token(self, seq: SequenceState, token: int, lora: bool) -> FloatArray:
+        """Run the sequence's next token and return what `_logits` takes."""
+        raise NotImplementedError
+
+    def _logits(self, hidden: FloatArray) -> FloatArray:
+        raise NotImplementedError
+
+    def _replace(self, seq: SequenceState, first: int, x: FloatArray) -> FloatArray:
+        c, prefix = self.corrector, self.runs[first][1]
+        assert c is not None, "layers drop only with a corrector"
+        parts = {
+            name.removeprefix(prefix).removesuffix(".weight"): tensor
+            for name, tensor in c.tensors.items()
+            if name.startswith(prefix)
+        }
+        anchor, previous = seq.anchor[first], seq.previous[first]
+        return replacement(c.reuse, parts, c.alpha / c.rank, x, anchor, previous)
+
+
+class Decoder(RuleDecoder):
+    """A tiny model, its corrector and the sequences that it decodes; see `RuleDecoder`."""
+
+    def __init__(self, model: TinyModel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model.n_layer, *args, **kwargs)
+        self.model = model
+
+    def _run_token(self, seq: SequenceState, token: int, lora: bool) -> FloatArray:
         """Run the sequence's next token and return the last layer's output [n_embd]."""
         x: FloatArray = self.model.tensors["token_embd.weight"][token]
         layer = 0
-        while layer < self.model.n_layer:
+        while layer < self.n_layer:
             last = self.runs[layer][0] if layer in self.runs else layer
             if lora and layer in self.runs:
                 y = self._replace(seq, layer, x)
@@ -256,17 +286,6 @@ class Decoder:
             layer = last + 1
         seq.n_past += 1
         return x
-
-    def _replace(self, seq: SequenceState, first: int, x: FloatArray) -> FloatArray:
-        c, prefix = self.corrector, self.runs[first][1]
-        assert c is not None, "layers drop only with a corrector"
-        parts = {
-            name.removeprefix(prefix).removesuffix(".weight"): tensor
-            for name, tensor in c.tensors.items()
-            if name.startswith(prefix)
-        }
-        anchor, previous = seq.anchor[first], seq.previous[first]
-        return replacement(c.reuse, parts, c.alpha / c.rank, x, anchor, previous)
 
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
         y: FloatArray = self.model.tensors[f"{name}.weight"] @ x

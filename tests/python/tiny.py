@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,17 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
+
+
+class ModelShape(Protocol):
+    """What a corrector has to know of its model."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
 
 
 @dataclass
@@ -164,7 +175,7 @@ def make_model(
 
 
 def make_corrector(
-    model: TinyModel,
+    model: ModelShape,
     reuse: Reuse,
     layers: Sequence[int] = (),
     segments: Sequence[tuple[int, int]] | None = None,
@@ -178,7 +189,7 @@ def make_corrector(
 
     Parameters
     ----------
-    model : TinyModel
+    model : TinyModel or loradrop._core.Model
         The model that it belongs to.
     reuse : str
         The rule; ``segment`` takes `segments`, all others take `layers`.
@@ -313,6 +324,17 @@ def write_sidecar(
     weight_type : {"f32", "f16"}
         What the model's own file was written with, for `base_fingerprint`.
     """
+    write_sidecar_of(path, model, base_fingerprint(model, weight_type), corrector, corrector_type)
+
+
+def write_sidecar_of(
+    path: str | os.PathLike[str],
+    model: ModelShape,
+    fingerprint: str,
+    corrector: TinyCorrector,
+    corrector_type: TensorType = "f32",
+) -> None:
+    """Write the corrector of a model of any architecture; see `write_sidecar` and `base_fingerprint`."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, model.arch)
@@ -320,7 +342,7 @@ def write_sidecar(
     writer.add_string("adapter.type", "lora_drop")
     writer.add_uint32("lora_drop.base.block_count", model.n_layer)
     writer.add_uint32("lora_drop.base.embedding_length", model.n_embd)
-    writer.add_string("lora_drop.base.tensors", base_fingerprint(model, weight_type))
+    writer.add_string("lora_drop.base.tensors", fingerprint)
     _add_corrector(writer, corrector, corrector_type)
     _finish(writer)
 
