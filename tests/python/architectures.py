@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from tiny import Arch, Reuse, vocabulary
+from tiny import Reuse, vocabulary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "architectures.md"
 ALL_RULES: tuple[Reuse, ...] = get_args(Reuse)
@@ -66,13 +65,13 @@ class Supported(Checkpoint):
         Which layers keep K/V of which tokens.
     rules : tuple of str
         Reuse rules of which each step is compared with the rule on the layers of transformers.
-    gelu : bool
-        Whether it computes GELU, which ggml looks up in a table of f16.
+    numpy : bool
+        Whether the tests of the engine hold this architecture to the NumPy reference too.
     """
 
     cache: str = "plain"
     rules: tuple[Reuse, ...] = ("anchor-delta", "segment")
-    gelu: bool = False
+    numpy: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,14 @@ class Refused(Checkpoint):
     kind : str
         What it is.
     reason : str
-        Regular expression of the error with rho > 0, after the architecture's name.
-    decodes : bool
-        Whether llama_decode takes it alone, without LoRA-Drop.
+        What the error with rho > 0 says.
+    logits : bool
+        Whether llama.cpp decodes it to logits from its tokens alone.
     """
 
     kind: str = ""
     reason: str = ""
-    decodes: bool = True
+    logits: bool = True
 
 
 def alternating(n_sliding: int) -> dict[str, Any]:
@@ -112,24 +111,31 @@ GRANITE = {
 SOFT_CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 6.0}
 # llama.cpp and transformers differ in where YaRN begins when a head is as small as here
 PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "vocab_size_per_layer_input": len(vocabulary()),
+    "hidden_size_per_layer_input": 8,
+    "final_logit_softcapping": 6.0,
+    **alternating(1),
+}
 
 SUPPORTED = [
-    Supported("llama", "llama", "LlamaForCausalLM", rules=ALL_RULES),
-    # llama.cpp knows no window of it, later versions of the model have none
+    Supported("llama", "llama", "LlamaForCausalLM", rules=ALL_RULES, numpy=True),
+    # llama.cpp knows no window of it, and later versions of the model have none
     Supported("mistral", "llama", "MistralForCausalLM", {"sliding_window": None}),
-    Supported("qwen2", "qwen2", "Qwen2ForCausalLM"),
+    Supported("qwen2", "qwen2", "Qwen2ForCausalLM", numpy=True),
     Supported("qwen3", "qwen3", "Qwen3ForCausalLM", {"head_dim": 16}),
-    # llama.cpp gives its window up
+    # llama.cpp ignores its window
     Supported("phi3", "phi3", "Phi3ForCausalLM", {"sliding_window": None}),
-    Supported("gemma", "gemma", "GemmaForCausalLM", {"head_dim": 8}, gelu=True),
+    Supported("phi2", "phi2", "PhiForCausalLM", {"num_key_value_heads": 4, "intermediate_size": 128}),
+    Supported("gemma", "gemma", "GemmaForCausalLM", {"head_dim": 8}),
     Supported(
         "gemma2",
         "gemma2",
         "Gemma2ForCausalLM",
         {"head_dim": 8, "query_pre_attn_scalar": 8, **SOFT_CAPS, **alternating(1)},
-        cache="every second layer has a window",
-        rules=ALL_RULES,
-        gelu=True,
+        cache="windows in every second layer",
     ),
     Supported(
         "gemma3",
@@ -137,28 +143,67 @@ SUPPORTED = [
         "Gemma3ForCausalLM",
         {"head_dim": 8, "query_pre_attn_scalar": 8, **alternating(5)},
         "Gemma3TextConfig",
-        cache="five of six layers have a window",
-        gelu=True,
+        cache="windows in five of six layers",
+        rules=ALL_RULES,
+    ),
+    Supported(
+        "gemma4",
+        "gemma4",
+        "Gemma4ForCausalLM",
+        {**GEMMA4, "num_kv_shared_layers": 0},
+        "Gemma4TextConfig",
+        cache="windows in every second layer",
     ),
     Supported("olmo2", "olmo2", "Olmo2ForCausalLM"),
     Supported(
-        "olmo3", "olmo2", "Olmo3ForCausalLM", alternating(3), cache="three of four layers have a window", rules=ALL_RULES
+        "olmo3",
+        "olmo2",
+        "Olmo3ForCausalLM",
+        alternating(3),
+        cache="windows in three of four layers",
+        rules=ALL_RULES,
+        numpy=True,
+    ),
+    Supported(
+        "cohere2",
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {"rotary_pct": 1.0, **alternating(3)},
+        cache="windows in three of four layers",
     ),
     Supported("granite", "granite", "GraniteForCausalLM", GRANITE),
+    Supported("glm4", "glm4", "Glm4ForCausalLM", {"head_dim": 8}),
     Supported("smollm3", "smollm3", "SmolLM3ForCausalLM"),
-    Supported("starcoder2", "starcoder2", "Starcoder2ForCausalLM", gelu=True),
+    Supported("starcoder2", "starcoder2", "Starcoder2ForCausalLM"),
     Supported("mixtral", "llama", "MixtralForCausalLM", LOCAL_EXPERTS),
     Supported("qwen3moe", "qwen3moe", "Qwen3MoeForCausalLM", {"head_dim": 8, **EXPERTS}, rules=ALL_RULES),
+    Supported("granitemoe", "granitemoe", "GraniteMoeForCausalLM", GRANITE | LOCAL_EXPERTS),
     Supported(
         "gpt-oss",
         "gpt-oss",
         "GptOssForCausalLM",
         {"head_dim": 8, **LOCAL_EXPERTS, **PLAIN_ROPE, **alternating(1)},
-        cache="every second layer has a window",
+        cache="windows in every second layer",
     ),
 ]
 
 NO_KV_CACHE_ALONE = "does not keep its context in a KV cache alone"
+FALCON_H1 = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+DEEPSEEK2 = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 8,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 8, "num_heads": 4, "decoder_start_token_id": 0}
+
 REFUSED = [
     Refused(
         "mamba",
@@ -172,8 +217,7 @@ REFUSED = [
         "falcon-h1",
         "falcon-h1",
         "FalconH1ForCausalLM",
-        {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
-        | {"mamba_n_groups": 1},
+        {"head_dim": 8, **FALCON_H1},
         kind="hybrid",
         reason=NO_KV_CACHE_ALONE,
     ),
@@ -186,15 +230,60 @@ REFUSED = [
         reason=NO_KV_CACHE_ALONE,
     ),
     Refused(
-        "bert", "bert", "BertForMaskedLM", {"num_key_value_heads": 4}, kind="encoder", reason=NO_KV_CACHE_ALONE
+        "deepseek2",
+        "deepseek2",
+        "DeepseekV2ForCausalLM",
+        DEEPSEEK2,
+        kind="compressed K/V (MLA)",
+        reason="keeps K and V as one compressed vector",
     ),
     Refused(
-        "t5",
-        "t5",
-        "T5ForConditionalGeneration",
-        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 8, "num_heads": 4, "decoder_start_token_id": 0},
-        kind="encoder and decoder",
-        reason="has an encoder",
-        decodes=False,
+        "gemma4 with shared K/V",
+        "gemma4",
+        "Gemma4ForCausalLM",
+        {**GEMMA4, "num_kv_shared_layers": 4},
+        "Gemma4TextConfig",
+        kind="layers that use the K/V of others",
+        reason="has no KV cells of its own",
     ),
+    Refused(
+        "bert",
+        "bert",
+        "BertForMaskedLM",
+        {"num_key_value_heads": 4},
+        kind="encoder",
+        reason=NO_KV_CACHE_ALONE,
+        logits=False,
+    ),
+    Refused("t5", "t5", "T5ForConditionalGeneration", T5, kind="encoder", reason="has an encoder", logits=False),
 ]
+
+
+def table() -> str:
+    """Return the two tables of the document, in Markdown."""
+    lines = [
+        "| architecture | in llama.cpp | checked against | rules | refresh | caches |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in SUPPORTED:
+        against = "transformers, NumPy" if c.numpy else "transformers"
+        rules = "all" if c.rules == ALL_RULES else _as_code(c.rules)
+        lines.append(f"| {c.name} | `{c.arch}` | {against} | {rules} | {_as_code(POLICIES)} | {c.cache} |")
+    lines += ["", "| refused with rho > 0 | in llama.cpp | what it is | the error says |", "|---|---|---|---|"]
+    lines += [f"| {c.name} | `{c.arch}` | {c.kind} | {c.reason} |" for c in REFUSED]
+    return "\n".join(lines)
+
+
+def _as_code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def with_table(text: str) -> str:
+    """Return the document's text with the table as it is now."""
+    begin, end = "<!-- table -->\n\n", "\n\n<!-- end of the table -->"
+    head, rest = text.split(begin)
+    return head + begin + table() + end + rest.split(end)[1]
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,12 +11,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from architectures import SIZES, Checkpoint
 from loradrop._core import ModelError
 from loradrop_convert.llama_converter import find_converter
 from tiny import vocabulary
 
 SCRIPT = Path(__file__).parent / "convert_checkpoints.py"
+
+
+class GeluOfGgml(torch.nn.Module):
+    """GELU as ggml looks it up on a CPU, in a table of f16 values at f16 places."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, y, x.clamp(min=0))
 
 
 def llama_cpp_tree() -> Path:
@@ -44,11 +54,15 @@ def load_checkpoint(path: Path, checkpoint: Checkpoint) -> Any:
 
     model_class = getattr(transformers, checkpoint.model_class)
     # the other implementations of attention leave soft caps out, or cannot do without a mask
-    return model_class.from_pretrained(path, attn_implementation="eager").float().eval()
+    model = model_class.from_pretrained(path, attn_implementation="eager").float().eval()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if "gelu" in type(child).__name__.lower():
+                setattr(module, name, GeluOfGgml())
+    return model
 
 
 def _write_random(path: Path, checkpoint: Checkpoint) -> bool:
-    import torch
     import transformers
 
     config_name = checkpoint.config_class or f"{checkpoint.model_class.partition('For')[0]}Config"
