@@ -8,6 +8,7 @@ namespace loradrop::bindings {
 void register_errors(pybind11::module_ & m);
 void register_log(pybind11::module_ & m);
 void register_model(pybind11::module_ & m);
+void register_adapter(pybind11::module_ & m);
 void register_corrector(pybind11::module_ & m);
 void register_context(pybind11::module_ & m);
 void register_sampler(pybind11::module_ & m);

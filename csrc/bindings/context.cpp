@@ -111,6 +111,21 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
         throw std::invalid_argument("the context cannot be made: " + logged_errors());
     }
     llama_attach_threadpool(handle.get(), threads.get(), nullptr);
+    set_adapters(options.adapters);
+}
+
+void context::set_adapters(const std::vector<scaled_adapter> & chosen) {
+    std::vector<llama_adapter_lora *> loras;
+    std::vector<float>                scales;
+    for (const scaled_adapter & a : chosen) {
+        if (a.lora->base != base) {
+            throw std::invalid_argument(a.lora->path + ": this adapter was loaded for another model");
+        }
+        loras.push_back(a.lora->get());
+        scales.push_back(a.scale);
+    }
+    adapters = chosen;
+    llama_set_adapters_lora(handle.get(), loras.data(), loras.size(), scales.data());
 }
 
 context::~context() {

@@ -1,6 +1,7 @@
 // A context: KV cache, graphs and threads of one decoding.
 #pragma once
 
+#include "adapter.h"
 #include "model.h"
 
 #include "loradrop/loradrop.h"
@@ -18,6 +19,11 @@ class engine;
 
 namespace loradrop::bindings {
 
+struct scaled_adapter {
+    std::shared_ptr<adapter> lora;
+    float                    scale;
+};
+
 struct context_options {
     uint32_t    n_ctx;
     uint32_t    n_batch;
@@ -31,7 +37,8 @@ struct context_options {
     bool        kv_unified;
     bool        swa_full;  // sliding-window layers keep cells for n_ctx tokens
 
-    std::vector<int32_t> capture;  // layers whose outputs can be read after a decode
+    std::vector<int32_t>        capture;   // layers whose outputs can be read after a decode
+    std::vector<scaled_adapter> adapters;  // of the same model
 };
 
 struct batch_request {
@@ -80,12 +87,15 @@ class context {
   private:
     static bool should_stop(void * self);
 
+    void set_adapters(const std::vector<scaled_adapter> & chosen);
+
     struct threadpool_deleter {
         void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
     };
 
     std::unique_ptr<state_capture>                       capture;  // null when nothing is captured
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads;
+    std::vector<scaled_adapter>                          adapters;
     llama_context_ptr                                    handle;
 
     std::atomic<bool>                     busy{false};

@@ -138,6 +138,8 @@ has left it cannot be gone back to.
 capture names layers whose outputs states() gives after a decode, -1 for the input of layer 0; the last layer cannot be
 captured, for it computes only tokens whose logits were asked for.
 
+adapters are pairs of an Adapter and its scale; a LoRA step leaves out what they add to dropped layers.
+
 Raises ValueError for a bad argument, UnsupportedError for a model that LoRA-Drop cannot serve, RuntimeError for lack
 of memory.
 )doc")
@@ -145,16 +147,21 @@ of memory.
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
                          std::string type_k, std::string type_v, bool kv_unified, bool swa_full,
                          std::shared_ptr<corrector> c, double rho, int64_t k, const std::string & refresh,
-                         int32_t kv_window, std::vector<int32_t> capture) {
+                         int32_t kv_window, std::vector<int32_t> capture,
+                         const std::vector<std::pair<std::shared_ptr<adapter>, float>> & adapters) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
+                 }
+                 std::vector<scaled_adapter> scaled;
+                 for (const auto & [lora, scale] : adapters) {
+                     scaled.push_back({lora, scale});
                  }
                  const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window);
                  return std::make_unique<context>(
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
                                      std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified, swa_full,
-                                     std::move(capture)},
+                                     std::move(capture), std::move(scaled)},
                      drop ? &*drop : nullptr);
              }),
              py::arg("model"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512, py::arg("n_ubatch") = 512,
@@ -162,7 +169,8 @@ of memory.
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("kv_unified") = true, py::arg("swa_full") = true, py::arg("corrector") = py::none(),
              py::arg("rho") = 0.0, py::arg("k") = 0, py::arg("refresh") = "single", py::arg("kv_window") = 64,
-             py::arg("capture") = std::vector<int32_t>{})
+             py::arg("capture") = std::vector<int32_t>{},
+             py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{})
         .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
     register_log(m);
     llama_backend_init();
     register_model(m);
+    register_adapter(m);
     register_corrector(m);
     register_context(m);
     register_sampler(m);

@@ -77,6 +77,12 @@ class Model:
     def token_to_piece(self, token: int, special: bool) -> bytes: ...
 
 @final
+class Adapter:
+    def __init__(self, model: Model, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+
+@final
 class Corrector:
     @staticmethod
     def load(path: str, model: Model) -> Corrector | None: ...
@@ -131,6 +137,7 @@ class Context:
         refresh: str = "single",
         kv_window: int = 64,
         capture: Sequence[int] = (),
+        adapters: Sequence[tuple[Adapter, float]] = (),
     ) -> None: ...
     @property
     def n_ctx(self) -> int: ...

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from loradrop import _core
-from loradrop._core import Context, Model
+from loradrop._core import Adapter, Context, Model
 from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
 from loradrop.checks import check_int
 from loradrop.completion import CompletionShape
@@ -64,6 +64,11 @@ class Llama:
         Whether to use flash attention.
     type_k, type_v : str
         Types of the K/V cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
+    lora_path : path, optional
+        A LoRA adapter of the usual kind, in GGUF. LoRA steps leave out what it adds to dropped layers, and a corrector
+        was made for the model without it.
+    lora_scale : float
+        What the adapter is multiplied by.
     seed : int, optional
         Makes the requests that give no seed of their own, taken together, repeatable.
     use_mmap : bool
@@ -114,6 +119,8 @@ class Llama:
         flash_attn: str | bool = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
+        lora_path: str | os.PathLike[str] | None = None,
+        lora_scale: float = 1.0,
         seed: int | None = None,
         use_mmap: bool = True,
         verbose: bool = False,
@@ -135,6 +142,8 @@ class Llama:
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
+            lora_path=lora_path,
+            lora_scale=lora_scale,
         )
         self._seeds = random.Random(check_seed(seed))
         _core.set_verbose(verbose)
@@ -157,6 +166,7 @@ class Llama:
             k=drop.k,
             refresh=drop.refresh,
             kv_window=kv_window,
+            adapters=[] if lora_path is None else [(Adapter(self._model, os.fspath(lora_path)), lora_scale)],
         )
         self.corrector = drop.corrector
         self.rho = drop.rho

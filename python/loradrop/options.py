@@ -16,6 +16,7 @@ DEFAULT_K = 3
 MAX_K = 2**20
 MAX_INT32 = 2**31 - 1
 MAX_THREADS = 512
+MAX_LORA_SCALE = 1e6
 
 FLASH_ATTN = ("auto", "on", "off")
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -74,6 +75,8 @@ class ContextOptions:
     flash_attn: str | bool = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
+    lora_path: str | os.PathLike[str] | None = None
+    lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_int("n_ctx", self.n_ctx, 1, MAX_INT32)
@@ -85,6 +88,11 @@ class ContextOptions:
             check_choice("flash_attn", self.flash_attn, FLASH_ATTN)
         check_choice("type_k", self.type_k, KV_TYPES)
         check_choice("type_v", self.type_v, KV_TYPES)
+        check_float("lora_scale", self.lora_scale, -MAX_LORA_SCALE, MAX_LORA_SCALE)
+        if self.lora_path is not None and not Path(self.lora_path).is_file():
+            raise FileNotFoundError(
+                f"lora_path={os.fspath(self.lora_path)!r}: no such file; give the path of a LoRA adapter in GGUF"
+            )
 
     @property
     def flash_attn_name(self) -> str:
