@@ -39,7 +39,7 @@ Array = NDArray[np.floating[Any]]
 BLOCK = (10, 17)
 SPREAD = range(3, 18, 2)  # as many layers as the block has
 K, RANK = 3, 64
-FIT_TEXTS, JUDGE_TEXTS, METRIC_TEXTS = 96, 16, 24
+RULE_TEXTS, FORM_TEXTS, JUDGE_TEXTS, METRIC_TEXTS = 48, 96, 16, 24
 LAYER_RULES = ("previous-state", "anchor-state", "anchor-delta")
 
 FEATURES: dict[str, Callable[[Pairs], Array]] = {
@@ -56,7 +56,7 @@ def rules(model_path: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="loradrop-") as folder:
         job = Job(model, read_base(model_path), CalibrateOptions(k=K, rank=RANK), Path(folder), lambda *_: None)
         layers = sorted({*SPREAD, *(i + 1 for i in SPREAD), *range(BLOCK[0], BLOCK[1] + 2)})
-        fitted_to = texts.train[:FIT_TEXTS]
+        fitted_to = texts.train[:RULE_TEXTS]
         writer = StateWriter(job.folder / "states", fitted_to, {inputs_name(i): model.n_embd for i in layers})
         prefill(model, fitted_to, layers, writer, n_threads=0, advance=lambda _: None)
         samples = every_token(StateStore(job.folder / "states"), K)
@@ -81,7 +81,7 @@ def _spread(samples: LoraSteps) -> CorrectorData:
 def forms(model_path: Path, out: Path) -> None:
     """Print the error of the linear part in several forms, as a share of that of y = x, in the Fisher metric."""
     stores = {name: StateStore(out / "states" / name) for name in ("train", "held-out")}
-    fitted_to = every_token(stores["train"], K).of_texts(FIT_TEXTS)
+    fitted_to = every_token(stores["train"], K).of_texts(FORM_TEXTS)
     judge = every_token(stores["held-out"], K)
     decoder = load_decoder(model_path)
     states = torch.from_numpy(stores["train"].inputs(BLOCK[1] + 1)[:METRIC_TEXTS].astype(np.float32))

