@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ import numpy.typing as npt
 from loradrop._core import Context
 from loradrop.evaluate.distribution import Distribution
 from loradrop.evaluate.windows import Tokens
+
+BATCHES_AT_ONCE = 3  # of which the full model's distributions are kept
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ class Batch:
 class Lockstep:
     """Decodes windows with several contexts, token by token, and compares them at each token.
 
-    So no logits have to be kept. Contexts decode side by side on few threads each, rather than in turn on all threads:
-    threads of one decode wait for each other at every operation, those of two do not.
+    So no logits have to be kept but those of a few tokens. Contexts decode side by side on few threads each, rather
+    than in turn on all threads: threads of one decode wait for each other at every operation, those of two do not. Nor
+    do contexts wait for each other at every token: each takes the next one as soon as a worker is free.
 
     Parameters
     ----------
@@ -138,28 +143,69 @@ class Lockstep:
         """
         for context in self._contexts:
             context.clear()
+        before: list[Future[Any] | None] = [None] * len(self._contexts)
+        under_way: deque[tuple[Batch, list[Future[Any]]]] = deque()
         for batch in _batches(windows, prompt, self._contexts[0].n_batch):
-            list(self._pool.map(batch.decode, self._contexts))
-            self._compare(batch, windows[:, prompt + batch.column], out)
-            self._note_distance(batch.column, out)
-            advance(batch.tokens.size)
+            targets = windows[:, prompt + batch.column]
+            # a task waits only for earlier ones, which the pool has started before it
+            full = self._pool.submit(self._full, batch, targets, out, before[0])
+            points = [
+                self._pool.submit(self._point, i, batch, targets, out, before[i], full)
+                for i in range(1, len(self._contexts))
+            ]
+            before = [full, *points]
+            under_way.append((batch, [full, *points]))
+            if len(under_way) == BATCHES_AT_ONCE:
+                _finish(*under_way.popleft(), advance)
+        while under_way:
+            _finish(*under_way.popleft(), advance)
 
-    def _compare(self, batch: Batch, targets: Tokens, out: Measures) -> None:
-        full = list(batch.distributions(self._contexts[0]))
+    def _full(self, batch: Batch, targets: Tokens, out: Measures, before: Future[Any] | None) -> list[Distribution]:
+        """Decode a batch in full, and return its distributions, which the points are compared with."""
+        distributions = list(self._decode(0, batch, before))
+        self._note(0, batch, targets, out, zip(distributions, distributions, strict=True))
+        return distributions
 
-        def compare(i: int) -> None:
-            for reference, window, own in zip(full, batch.windows, batch.distributions(self._contexts[i]), strict=True):
-                at = (i, window, batch.column)
-                out.nll[at] = own.nll(targets[window])
-                out.kl[at] = reference.divergence(own)
-                out.agrees[at] = reference.top == own.top
+    def _point(
+        self,
+        i: int,
+        batch: Batch,
+        targets: Tokens,
+        out: Measures,
+        before: Future[Any] | None,
+        full: Future[list[Distribution]],
+    ) -> None:
+        own = self._decode(i, batch, before)
+        self._note(i, batch, targets, out, zip(full.result(), own, strict=True))
 
-        list(self._pool.map(compare, range(len(self._contexts))))
+    def _decode(self, i: int, batch: Batch, before: Future[Any] | None) -> Iterator[Distribution]:
+        if before is not None:
+            before.result()
+        batch.decode(self._contexts[i])
+        return batch.distributions(self._contexts[i])
 
-    def _note_distance(self, column: int, out: Measures) -> None:
-        for i, context in enumerate(self._contexts):
-            if context.stats["last_step"] == "lora":
-                out.distance[i, column] = out.distance[i, column - 1] + 1
+    def _note(
+        self,
+        i: int,
+        batch: Batch,
+        targets: Tokens,
+        out: Measures,
+        pairs: Iterable[tuple[Distribution, Distribution]],
+    ) -> None:
+        """Fill in what the full model's distribution and a context's own tell of each window."""
+        for window, (reference, own) in zip(batch.windows, pairs, strict=True):
+            at = (i, window, batch.column)
+            out.nll[at] = own.nll(targets[window])
+            out.kl[at] = reference.divergence(own)
+            out.agrees[at] = reference.top == own.top
+        if self._contexts[i].stats["last_step"] == "lora":
+            out.distance[i, batch.column] = out.distance[i, batch.column - 1] + 1
+
+
+def _finish(batch: Batch, tasks: Sequence[Future[Any]], advance: Callable[[int], None]) -> None:
+    for task in tasks:
+        task.result()
+    advance(batch.tokens.size)
 
 
 def _batches(windows: Tokens, prompt: int, n_batch: int) -> Iterator[Batch]:
