@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <typeinfo>
 
 namespace loradrop {
@@ -149,14 +148,13 @@ bool drop_memory::grow_to(uint32_t n_cells) {
     if (n_cells <= droppable.n_cells()) {
         return false;
     }
-    std::optional<layer_cache> larger;
     try {
-        larger = new_cache(true, n_cells);
+        layer_cache larger = new_cache(true, n_cells);
+        droppable.move_to(larger);
+        droppable = std::move(larger);
     } catch (const std::exception &) {
         return false;  // out of memory: the batch fails, and what is there stays
     }
-    droppable.move_to(*larger);
-    droppable = std::move(*larger);
     ++generation;
     return true;
 }
