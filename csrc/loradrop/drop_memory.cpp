@@ -226,6 +226,15 @@ void drop_memory::seq_cp(llama_seq_id from, llama_seq_id to, llama_pos p0, llama
 void drop_memory::seq_keep(llama_seq_id seq_id) {
     kept->seq_keep(seq_id);
     droppable->seq_keep(seq_id);
+    if (!options.unified) {
+        // llama.cpp looks at the sequence's own stream only
+        for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(options.n_seq_max); ++s) {
+            if (s != seq_id) {
+                kept->seq_rm(s, -1, -1);
+                droppable->seq_rm(s, -1, -1);
+            }
+        }
+    }
     sched.keep_only(seq_id);
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pair import Pair
@@ -76,27 +75,18 @@ def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, r
             pair.decode(Entry(0, [token]))
 
 
-@pytest.mark.parametrize("n_swa", N_SWA)
+@pytest.mark.parametrize("kv_unified", [True, False])
 @pytest.mark.parametrize("refresh", POLICIES)
-@pytest.mark.parametrize("reuse", REUSES)
-def test_a_saved_state_goes_on_elsewhere(tmp_path: Path, reuse: Reuse, refresh: str, n_swa: int) -> None:
-    here, there = (make_pair(tmp_path, reuse, refresh, n_swa=n_swa) for _ in range(2))
-    here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
-    for i in range(9, 30):
-        here.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
-    there.engine.load_state(here.engine.save_state())
-    there.reference.sequences = copy.deepcopy(here.reference.sequences)
-    for i in range(30, 50):
-        there.decode(Entry(0, [TEXT[i]]), Entry(2, [TEXT[i + 50]]))
-
-
-def test_a_state_of_another_point_is_refused(tmp_path: Path) -> None:
-    here, there = make_pair(tmp_path, "segment", "refill"), make_pair(tmp_path, "segment", "single")
-    here.decode(Entry(0, TEXT[:9]))
-    with pytest.raises(ValueError, match="refresh policy"):
-        there.engine.load_state(here.engine.save_state())
-    (logits,) = there.decode(Entry(0, TEXT[:9]))
-    assert logits is not None and np.isfinite(logits).all()
+def test_keeping_one_forgets_the_others(tmp_path: Path, refresh: str, kv_unified: bool) -> None:
+    pair = make_pair(tmp_path, "segment", refresh, kv_unified)
+    pair.decode(*(Entry(i, TEXT[: 9 + i]) for i in range(3)))
+    for token in TEXT[9:11]:
+        pair.decode(*(Entry(i, [token]) for i in range(3)))
+    pair.engine.seq_keep(1)
+    pair.reference.sequences = {1: pair.reference.sequences[1]}
+    assert [pair.engine.seq_pos_max(i) for i in range(3)] == [-1, 11, -1]
+    for token in TEXT[20:30]:
+        pair.decode(*(Entry(i, [token]) for i in range(3)))
 
 
 def test_a_second_request_after_clear_starts_anew(tmp_path: Path) -> None:
