@@ -165,6 +165,9 @@ void context::check_sequence(llama_seq_id seq_id) const {
 // Called between the operations of a graph. Python's signals are looked at now and then, so that Ctrl-C works.
 bool context::should_stop(void * data) {
     auto * self = static_cast<context *>(data);
+    if (self->settling) {
+        return false;
+    }
     if (self->stop || self->operations_left == 0) {
         return true;
     }
@@ -176,6 +179,18 @@ bool context::should_stop(void * data) {
     self->last_signal_check = now;
     const py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
+}
+
+void context::settle() {
+    settling = true;
+    try {
+        handle->memory_update(false);
+    } catch (...) {
+        settling = false;
+        broken   = true;
+        throw;
+    }
+    settling = false;
 }
 
 template <typename T>
@@ -235,6 +250,7 @@ void context::decode(const batch_request & request) {
     try {
         const py::gil_scoped_release release;
         const abort_guard            guard;
+        settle();
         status = llama_decode(ctx, batch);
         llama_synchronize(ctx);
     } catch (...) {

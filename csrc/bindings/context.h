@@ -74,6 +74,10 @@ class context {
 
     void close();
 
+    // Does to the cells what shifts and copies of sequences have left to do. Not to be stopped half-way, for it would
+    // start anew on what is done.
+    void settle();
+
     // Throws std::runtime_error when closed, broken, or busy on another thread.
     llama_context *          get() const;
     llama_memory_t           memory() const { return llama_get_memory(get()); }
@@ -100,6 +104,7 @@ class context {
 
     std::atomic<bool>                     busy{false};
     std::atomic<bool>                     stop{false};
+    bool                                  settling        = false;
     int64_t                               operations_left = -1;  // negative: no limit
     bool                                  broken          = false;
     std::chrono::steady_clock::time_point last_signal_check;

@@ -105,8 +105,10 @@ static py::array_t<float> states(const context & self, int32_t layer) {
     return out;
 }
 
-static py::bytes save_state(const context & self) {
-    const abort_guard    guard;
+static py::bytes save_state(context & self) {
+    const abort_guard guard;
+    self.get();
+    self.settle();
     std::vector<uint8_t> data(llama_state_get_size(self.get()));
     const size_t         n = llama_state_get_data(self.get(), data.data(), data.size());
     if (n == 0) {
@@ -115,8 +117,10 @@ static py::bytes save_state(const context & self) {
     return py::bytes(reinterpret_cast<const char *>(data.data()), n);
 }
 
-static void load_state(const context & self, const std::string & state) {
+static void load_state(context & self, const std::string & state) {
     const abort_guard guard;
+    self.get();
+    self.settle();
     clear_logged_errors();
     if (llama_state_set_data(self.get(), reinterpret_cast<const uint8_t *>(state.data()), state.size()) == 0) {
         llama_memory_clear(self.memory(), true);
@@ -248,8 +252,7 @@ of memory.
             py::arg("seq_id"), "The last position of a sequence, -1 when it is empty.")
         .def("save_state", save_state)
         .def(
-            "load_state", [](const context & self, const py::bytes & state) { load_state(self, state); },
-            py::arg("state"))
+            "load_state", [](context & self, const py::bytes & state) { load_state(self, state); }, py::arg("state"))
         .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")
         .def("abort_after", &context::abort_after, py::arg("n"),
              "Stops the next decode after n operations of its graph, 0 or more: failures for tests.")

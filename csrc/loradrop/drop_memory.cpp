@@ -261,10 +261,32 @@ llama_pos drop_memory::seq_pos_max(llama_seq_id seq_id) const {
     return !in_pass && s.n_missing > 0 ? s.lora.back().pos : kept->seq_pos_max(seq_id);
 }
 
-void drop_memory::take_out_lora_tokens(llama_seq_id seq_id) {
-    sequence & s = sched.at(seq_id);
-    kept->seq_rm(seq_id, s.lora.front().pos, -1);
+bool drop_memory::take_out_lora_tokens(llama_seq_id seq_id) {
+    sequence &      s     = sched.at(seq_id);
+    const llama_pos first = s.lora.front().pos;
+    if (s.n_missing == 0 && !(s.is_unbroken() && (first == 0 || kept.holds(seq_id, first - 1)))) {
+        s.lora.clear();
+        return false;
+    }
+    kept->seq_rm(seq_id, first, -1);
     s.n_missing = s.lora.size();
+    return true;
+}
+
+void drop_memory::copy_states() {
+    for (const auto & [from, to] : state_copies) {
+        runs.copy_slot(runs.slot_of(from), runs.slot_of(to));
+    }
+    state_copies.clear();
+}
+
+uint32_t drop_memory::slot_with_state(llama_seq_id seq_id) const {
+    for (auto copy = state_copies.rbegin(); copy != state_copies.rend(); ++copy) {
+        if (copy->second == seq_id) {
+            seq_id = copy->first;
+        }
+    }
+    return runs.slot_of(seq_id);
 }
 
 void drop_memory::thin(llama_seq_id seq_id) {

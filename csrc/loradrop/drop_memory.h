@@ -66,8 +66,9 @@ class drop_memory : public llama_memory_i {
     // The last position that has cells.
     llama_pos last_stored(llama_seq_id seq_id) const { return kept->seq_pos_max(seq_id); }
 
-    // Takes the LoRA tokens since the last refresh out of the kept layers, for a refill to run them again.
-    void take_out_lora_tokens(llama_seq_id seq_id);
+    // Takes the LoRA tokens since the last refresh out of the kept layers, for a refill to run them again. False when
+    // they cannot run again, for they do not follow each other and what is before them; then they stay as they are.
+    bool take_out_lora_tokens(llama_seq_id seq_id);
 
     // Removes from the droppable layers what has left the window.
     void thin(llama_seq_id seq_id);
@@ -75,7 +76,7 @@ class drop_memory : public llama_memory_i {
     // Copies of reuse state that seq_cp has left to do; they have to wait for the device to be idle.
     bool has_state_copies() const { return !state_copies.empty(); }
 
-    std::vector<std::pair<llama_seq_id, llama_seq_id>> take_state_copies() { return std::move(state_copies); }
+    void copy_states();
 
     //
     // sizes
@@ -93,6 +94,15 @@ class drop_memory : public llama_memory_i {
     std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
     layer_cache::slot_infos   find_droppable(const std::vector<llama_ubatch> & ubatches);
     bool                      grow_to(uint32_t n_cells);
+
+    // The slot that holds the sequence's reuse state as long as copies are left to do.
+    uint32_t slot_with_state(llama_seq_id seq_id) const;
+
+    void forget(llama_seq_id seq_id);
+    void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+
+    template <typename F>
+    void for_saved_parts(llama_seq_id seq_id, F && f) const;
 
     template <typename F>
     void for_sequences(llama_seq_id seq_id, F && f);

@@ -1,4 +1,5 @@
 // Saving and restoring: both caches, the schedule, and the reuse state.
+#include "loradrop/corrector.h"
 #include "loradrop/drop_memory.h"
 
 #include "ggml-backend.h"
@@ -9,7 +10,7 @@
 namespace loradrop {
 
 static constexpr uint32_t state_magic   = 0x504f5244;  // "DROP"
-static constexpr uint32_t state_version = 1;
+static constexpr uint32_t state_version = 2;
 
 namespace {
 
@@ -81,9 +82,23 @@ sequence read_sequence(llama_io_read_i & io) {
 
 }  // namespace
 
+// Of a whole cache with several streams llama.cpp restores the last one only, so there it goes by sequences.
+template <typename F>
+void drop_memory::for_saved_parts(llama_seq_id seq_id, F && f) const {
+    if (seq_id >= 0 || options.unified || options.n_seq_max == 1) {
+        f(seq_id);
+        return;
+    }
+    for (llama_seq_id s = 0; s < static_cast<llama_seq_id>(options.n_seq_max); ++s) {
+        f(s);
+    }
+}
+
 void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     write_value(io, state_magic);
     write_value(io, state_version);
+    const std::string layout = layout_hash(model);
+    io.write(layout.data(), layout.size());
     const auto ours = signature(runs);
     write_value<uint64_t>(io, ours.size());
     io.write(ours.data(), ours.size() * sizeof(ours[0]));
@@ -91,8 +106,9 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
     write_value(io, sched.policy());
     write_value<uint32_t>(io, droppable.n_cells());
 
-    kept->state_write(io, seq_id, flags);
-    droppable->state_write(io, seq_id, flags);
+    for (const layer_cache * cache : {&kept, &droppable}) {
+        for_saved_parts(seq_id, [&](llama_seq_id s) { (*cache)->state_write(io, s, flags); });
+    }
 
     const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;
@@ -100,7 +116,7 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
         write_sequence(io, sched.at(s));
         for (const reuse_run & run : runs.runs()) {
             for (ggml_tensor * t : run.states()) {
-                io.write_tensor(t, runs.slot_of(s) * t->nb[1], t->nb[1]);
+                io.write_tensor(t, slot_with_state(s) * t->nb[1], t->nb[1]);
             }
         }
     }
@@ -109,6 +125,10 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
 void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     check(read_value<uint32_t>(io) == state_magic, "kind; it was saved without LoRA-Drop");
     check(read_value<uint32_t>(io) == state_version, "version");
+    const std::string our_layout = layout_hash(model);
+    std::string       layout     = our_layout;
+    io.read(layout.data(), layout.size());
+    check(layout == our_layout, "the model");
     const auto ours = signature(runs);
     check(read_value<uint64_t>(io) == ours.size(), "the dropped layers");
     std::vector<int64_t> theirs(ours.size());
@@ -116,10 +136,30 @@ void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
     check(theirs == ours, "the dropped layers or the reuse rule");
     check(read_value<uint32_t>(io) == sched.k(), "k");
     check(read_value<refresh_policy>(io) == sched.policy(), "the refresh policy");
-    grow_to(read_value<uint32_t>(io));
 
-    kept->state_read(io, seq_id, flags);
-    droppable->state_read(io, seq_id, flags);
+    copy_states();
+    forget(seq_id);
+    try {
+        read_contents(io, seq_id, flags);
+    } catch (...) {
+        forget(seq_id);
+        throw;
+    }
+}
+
+void drop_memory::forget(llama_seq_id seq_id) {
+    if (seq_id < 0) {
+        clear(false);
+    } else {
+        seq_rm(seq_id, -1, -1);
+    }
+}
+
+void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    grow_to(read_value<uint32_t>(io));
+    for (const layer_cache * cache : {&kept, &droppable}) {
+        for_saved_parts(seq_id, [&](llama_seq_id s) { (*cache)->state_read(io, s, flags); });
+    }
 
     const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;

@@ -116,9 +116,7 @@ int engine::decode(const llama_batch & batch) {
     }
     if (mem->has_state_copies()) {
         ctx.synchronize();
-        for (const auto & [from, to] : mem->take_state_copies()) {
-            all_runs.copy_slot(all_runs.slot_of(from), all_runs.slot_of(to));
-        }
+        mem->copy_states();
     }
     return is_lora_batch(batch) ? decode_lora(batch) : decode_full(batch);
 }
@@ -150,9 +148,8 @@ int engine::decode_full(const llama_batch & batch) {
 
     std::vector<llama_seq_id> replaying;
     for (const llama_seq_id s : sequences) {
-        if (sched.replays(s)) {
+        if (sched.replays(s) && mem->take_out_lora_tokens(s)) {
             replaying.push_back(s);
-            mem->take_out_lora_tokens(s);
         }
     }
 

@@ -32,7 +32,17 @@ struct kv_access {
         }
     }
 
-    static void set_rewind(llama_kv_cache & cache, uint32_t n) { cache.n_rewind = static_cast<llama_pos>(n); }
+    static void set_rewind(llama_kv_cache & cache, llama_pos n) { cache.n_rewind = n; }
+
+    static bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos) {
+        const llama_kv_cells & cells = cache.v_cells[cache.seq_to_stream[seq_id]];
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            if (cells.pos_in(i, pos, pos + 1) && cells.seq_has(i, seq_id)) {
+                return true;
+            }
+        }
+        return false;
+    }
 
   private:
     // One row for each cell: the old rows are the first of the new ones.
@@ -59,8 +69,12 @@ void move_cells(llama_kv_cache & from, llama_kv_cache & to) {
     kv_access::move_cells(from, to);
 }
 
-void set_rewind(llama_kv_cache & cache, uint32_t n) {
+void set_rewind(llama_kv_cache & cache, llama_pos n) {
     kv_access::set_rewind(cache, n);
+}
+
+bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos) {
+    return kv_access::holds(cache, seq_id, pos);
 }
 
 }  // namespace loradrop

@@ -1,6 +1,8 @@
 // What the engine does to the private parts of a KV cache.
 #pragma once
 
+#include "llama.h"
+
 #include <cstdint>
 
 class llama_kv_cache;
@@ -13,6 +15,8 @@ void move_cells(llama_kv_cache & from, llama_kv_cache & to);
 
 // Keeps the windows of the last n + 1 tokens of each sequence instead of the last one's, so that n tokens can be
 // removed and run again.
-void set_rewind(llama_kv_cache & cache, uint32_t n);
+void set_rewind(llama_kv_cache & cache, llama_pos n);
+
+bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos);
 
 }  // namespace loradrop

@@ -5,6 +5,8 @@
 #include "llama-cparams.h"
 #include "llama-model.h"
 
+#include <limits>
+
 namespace loradrop {
 
 cache_options::cache_options(const llama_memory_params & params, const llama_cparams & cparams) :
@@ -37,7 +39,8 @@ layer_cache::layer_cache(const llama_model & model, const cache_options & o,
     iswa   = two.get();
     caches = {two->get_base(), two->get_swa()};
     memory = std::move(two);
-    set_rewind(*iswa->get_swa(), n_rewind);
+    // a full-size cache can be gone back in as far as one likes, but llama.cpp overwrites in it what has left a window
+    set_rewind(*iswa->get_swa(), o.swa_full ? std::numeric_limits<llama_pos>::max() : static_cast<llama_pos>(n_rewind));
 }
 
 layer_cache::slot_infos layer_cache::prepare(const std::vector<llama_ubatch> & ubatches) {
@@ -55,6 +58,10 @@ void layer_cache::move_to(layer_cache & larger) {
     for (size_t i = 0; i < caches.size(); ++i) {
         move_cells(*caches[i], *larger.caches[i]);
     }
+}
+
+bool layer_cache::holds(llama_seq_id seq_id, llama_pos pos) const {
+    return loradrop::holds(*caches.front(), seq_id, pos);  // of two, the one without windows
 }
 
 static size_t bytes_of(const llama_kv_cache & cache) {

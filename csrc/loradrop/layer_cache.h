@@ -52,6 +52,9 @@ class layer_cache {
 
     void move_to(layer_cache & larger);
 
+    // Whether a position of the sequence has a cell; windows give none of them away here.
+    bool holds(llama_seq_id seq_id, llama_pos pos) const;
+
     uint32_t n_cells() const { return caches.front()->get_size(); }
 
     size_t bytes() const;

@@ -178,7 +178,7 @@ uint32_t reuse_runs::slot_of(int32_t seq_id) const {
     return seq_id >= 0 && static_cast<uint32_t>(seq_id) < slots ? static_cast<uint32_t>(seq_id) : slots;
 }
 
-void reuse_runs::copy_slot(uint32_t from, uint32_t to) {
+void reuse_runs::copy_slot(uint32_t from, uint32_t to) const {
     std::vector<uint8_t> column;
     for (const reuse_run & run : all) {
         for (ggml_tensor * t : run.states()) {

@@ -59,7 +59,8 @@ class reuse_runs {
     // The slot of a sequence, or the spare one when the sequence has none.
     uint32_t slot_of(int32_t seq_id) const;
 
-    void copy_slot(uint32_t from, uint32_t to);
+    // The devices have to be idle.
+    void copy_slot(uint32_t from, uint32_t to) const;
 
     size_t weight_bytes() const { return n_weight_bytes; }
 

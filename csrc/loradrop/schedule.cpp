@@ -7,6 +7,11 @@ namespace loradrop {
 // llama.cpp takes sequence ids below this in a unified cache, whatever n_seq_max says.
 static constexpr uint32_t max_sequences = 256;
 
+bool sequence::is_unbroken() const {
+    const auto parts = [](const lora_token & a, const lora_token & b) { return b.pos != a.pos + 1; };
+    return std::adjacent_find(lora.begin(), lora.end(), parts) == lora.end();
+}
+
 schedule::schedule(uint32_t k, refresh_policy policy, int32_t kv_window, uint32_t n_seq) :
     n_lora(k), refresh(policy), kv_window(kv_window), n_ready(n_seq), sequences(max_sequences) {
 }
@@ -138,6 +143,7 @@ void schedule::shift(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
         first = moved(first);
         end   = moved(end - 1) + 1;
     }
+    remove(seq_id, INT32_MIN, 0);  // as llama.cpp does
 }
 
 }  // namespace loradrop

@@ -30,6 +30,8 @@ struct sequence {
     std::vector<lora_token> lora;           // tokens of LoRA steps since the anchor, oldest first
     size_t                  n_missing = 0;  // of these, at the end, how many a failed refill has left out of the caches
     std::deque<position_range> thinnable;   // what droppable layers give up once it is out of the window
+
+    bool is_unbroken() const;  // whether the LoRA tokens' positions follow each other
 };
 
 class schedule {

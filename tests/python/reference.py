@@ -46,6 +46,12 @@ class SequenceState:
     lora_tokens: list[int] = field(default_factory=list)  # since the last full step
     thinnable: set[int] = field(default_factory=set)  # positions to thin once out of the window
 
+    def forget_unreachable_lora_tokens(self) -> None:
+        """Leave LoRA tokens as they are where the position before them has been removed: they cannot run again."""
+        first = self.n_past - len(self.lora_tokens)
+        if first > 0 and first - 1 not in self.kv[0]:
+            self.lora_tokens = []
+
 
 def layers_for(rho: float, n_layer: int, corrector: TinyCorrector) -> list[int]:
     """Return the layers that drop at `rho`, at most n = floor(rho * n_layer + 0.5).
@@ -224,6 +230,7 @@ class RuleDecoder:
         return self._run_token(seq, tokens[0], lora=True)
 
     def _full_step(self, seq: SequenceState, tokens: Sequence[int]) -> FloatArray:
+        seq.forget_unreachable_lora_tokens()
         if self.policy == "refill":
             replayed = range(seq.n_past - len(seq.lora_tokens), seq.n_past)
             for store in seq.kv:

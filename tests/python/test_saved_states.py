@@ -1,0 +1,191 @@
+"""Saved states: all that belongs to the sequences goes along, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import copy
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loradrop._core import Context, Model
+from pair import FLASH_TOLERANCE
+from reference import Entry
+from sequence_pair import SequencePair
+from test_engine import POLICIES, REUSES, TEXT, corrector_for
+from tiny import Reuse, TinyModel, make_model, write_gguf
+
+N_LAYER = 8
+N_SEQ = 3
+STATE_MAGIC = struct.pack("<I", 0x504F5244)  # a version follows it
+
+
+def make_pair(
+    folder: Path, reuse: Reuse = "segment", refresh: str = "refill", model: TinyModel | None = None, **options: Any
+) -> SequencePair:
+    folder.mkdir(exist_ok=True)
+    model = model or make_model(n_layer=N_LAYER)
+    point: dict[str, Any] = {"rho": 0.5, "k": 3, "kv_window": 6, "n_seq_max": N_SEQ, "n_ctx": 1536, "n_ubatch": 32}
+    return SequencePair(folder, model, corrector_for(model, reuse), refresh=refresh, **(point | options))
+
+
+def move(here: SequencePair, there: SequencePair) -> None:
+    there.engine.load_state(here.engine.save_state())
+    there.reference.sequences = copy.deepcopy(here.reference.sequences)
+    there.check_lengths()
+
+
+def step(pair: SequencePair, start: int, n_steps: int) -> None:
+    for i in range(start, start + n_steps):
+        pair.decode(*(Entry(s, [TEXT[i + 50 * s]]) for s in sorted(pair.reference.sequences)))
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("n_swa", [0, 7])
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_it_goes_on_elsewhere(tmp_path: Path, reuse: Reuse, refresh: str, n_swa: int, kv_unified: bool) -> None:
+    model = make_model("olmo2" if n_swa else "llama", n_layer=N_LAYER, n_swa=n_swa)
+    options = {"model": model, "kv_unified": kv_unified, "swa_full": False}
+    here, there = (make_pair(tmp_path, reuse, refresh, **options) for _ in range(2))
+    here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
+    step(here, 9, 21)
+    move(here, there)
+    step(there, 30, 20)
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_copy_that_waits_for_the_next_decode_goes_along(
+    tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool
+) -> None:
+    here, there = (make_pair(tmp_path, reuse, refresh, kv_unified=kv_unified) for _ in range(2))
+    here.decode(Entry(0, TEXT[:9]))
+    step(here, 9, 2)
+    here.copy(0, 1)
+    here.copy(1, 2)
+    move(here, there)
+    step(there, 20, 8)
+    step(here, 20, 8)
+
+
+@pytest.mark.parametrize("refresh", POLICIES)
+def test_a_shift_that_waits_for_the_next_decode_goes_along(tmp_path: Path, refresh: str) -> None:
+    here, there = (make_pair(tmp_path, "anchor-delta", refresh) for _ in range(2))
+    here.decode(Entry(0, TEXT[:20]))
+    step(here, 20, 2)
+    here.discard(0, 4, 9)
+    move(here, there)
+    step(there, 30, 8)
+    step(here, 30, 8)
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_it_replaces_all_that_was_there(tmp_path: Path, kv_unified: bool) -> None:
+    here, there = (make_pair(tmp_path, kv_unified=kv_unified) for _ in range(2))
+    there.decode(*(Entry(i, TEXT[: 12 + i]) for i in range(N_SEQ)))
+    step(there, 12, 2)
+    there.discard(0, 4, 9)
+    there.copy(2, 1)  # neither this nor the shift is to reach what comes in
+    here.decode(Entry(1, TEXT[:9]))
+    step(here, 9, 2)
+    move(here, there)
+    step(there, 20, 8)
+    here.engine.clear()
+    here.reference.sequences.clear()
+    move(here, there)
+    there.decode(Entry(0, TEXT[:9]))
+
+
+def test_tokens_that_a_failed_refill_owes_go_along(tmp_path: Path) -> None:
+    here, there = make_pair(tmp_path), make_pair(tmp_path)
+    here.decode(Entry(0, TEXT[:9]))
+    step(here, 9, 3)
+    here.abort(0, after=20)
+    move(here, there)
+    step(there, 20, 8)
+
+
+def test_a_larger_cache_of_droppable_layers_goes_along(tmp_path: Path) -> None:
+    here, there = (make_pair(tmp_path, n_ctx=2048, kv_window=1000) for _ in range(2))
+    here.engine.decode(TEXT[:300])
+    for token in TEXT[300:310]:
+        here.engine.decode([token])
+    assert here.engine.stats["kv_cells_droppable"] > there.engine.stats["kv_cells_droppable"]
+    there.engine.load_state(here.engine.save_state())
+    for token in TEXT[310:320]:
+        for pair in (here, there):
+            pair.engine.decode([token])
+        assert np.abs(here.engine.logits() - there.engine.logits()).max() <= 1e-5 * np.abs(here.engine.logits()).max()
+        assert here.engine.stats["last_step"] == there.engine.stats["last_step"]
+
+
+def another_version(state: bytes) -> bytes:
+    at = state.index(STATE_MAGIC) + len(STATE_MAGIC)
+    (version,) = struct.unpack_from("<I", state, at)
+    return state[:at] + struct.pack("<I", version + 1) + state[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (another_version, "version"),
+        (lambda state: state[:-1], "end of buffer"),
+        (lambda state: state[: len(state) // 2], "failed to restore kv cache"),
+        (lambda state: b"", "end of buffer"),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+    here, there = make_pair(tmp_path), make_pair(tmp_path)
+    here.decode(Entry(0, TEXT[:9]))
+    step(here, 9, 2)
+    there.decode(Entry(0, TEXT[:5]))
+    with pytest.raises(ValueError, match=message):
+        there.engine.load_state(damage(here.engine.save_state()))
+    # it is empty now, and can be used
+    there.reference.sequences.clear()
+    there.check_lengths()
+    there.decode(Entry(0, TEXT[:9]))
+    step(there, 9, 5)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"refresh": "single"}, "refresh policy"),
+        ({"k": 2}, "k"),
+        ({"rho": 0.25}, "the dropped layers"),
+        ({"reuse": "anchor-delta"}, "the dropped layers"),
+        ({"model": make_model(n_layer=N_LAYER, n_ff=128)}, "the model"),
+        ({"model": make_model("qwen2", n_layer=N_LAYER)}, "wrong model arch"),
+        ({"type_v": "f16"}, "failed to restore kv cache"),
+        ({"kv_unified": False}, "n_stream"),
+    ],
+)
+def test_a_state_of_another_context_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    here, there = make_pair(tmp_path / "here"), make_pair(tmp_path / "there", **other)
+    here.decode(Entry(0, TEXT[:9]))
+    step(here, 9, 2)
+    with pytest.raises(ValueError, match=message):
+        there.engine.load_state(here.engine.save_state())
+    there.tolerance = FLASH_TOLERANCE  # one of them keeps V as f16
+    there.decode(Entry(0, TEXT[:9]))
+    step(there, 9, 5)
+
+
+def test_states_with_and_without_lora_drop_do_not_mix(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    write_gguf(tmp_path / "plain.gguf", make_model(n_layer=N_LAYER))
+    plain = Context(Model(str(tmp_path / "plain.gguf")), n_ctx=256, n_threads=1, n_threads_batch=1)
+    plain.decode(TEXT[:9])
+    pair.engine.decode(TEXT[:9])
+    with pytest.raises(ValueError, match="saved without LoRA-Drop"):
+        pair.engine.load_state(plain.save_state())
+    pair.engine.decode(TEXT[:9])
+    with pytest.raises(ValueError, match="n_stream mismatch"):
+        plain.load_state(pair.engine.save_state())
+    plain.decode(TEXT[:9])
