@@ -97,6 +97,7 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
     }
 
     n_threads = params.n_threads;
+    type_k    = params.type_k;
 
     auto pool = ggml_threadpool_params_default(std::max(params.n_threads, params.n_threads_batch));
     threads.reset(ggml_threadpool_new(&pool));
@@ -179,6 +180,19 @@ bool context::should_stop(void * data) {
     self->last_signal_check = now;
     const py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
+}
+
+void context::check_shift() const {
+    if (!llama_memory_can_shift(memory())) {
+        throw std::invalid_argument("the positions of this model's context cannot be shifted");
+    }
+    // llama.cpp then turns keys with a matrix that it makes for such heads only
+    const uint32_t head = base->get()->hparams.n_embd_head_k();
+    if (ggml_is_quantized(type_k) && head % 64 != 0) {
+        throw std::invalid_argument("type_k = '" + std::string(ggml_type_name(type_k)) +
+                                    "': the positions of this model's context cannot be shifted, for it has heads of " +
+                                    std::to_string(head) + " channels, not of a multiple of 64; use type_k = 'f16'");
+    }
 }
 
 void context::settle() {

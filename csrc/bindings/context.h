@@ -85,6 +85,9 @@ class context {
 
     void check_sequence(llama_seq_id seq_id) const;
 
+    // Throws std::invalid_argument when positions cannot be shifted.
+    void check_shift() const;
+
     const std::shared_ptr<model> base;
     int32_t                      n_threads = 0;
 
@@ -108,6 +111,7 @@ class context {
     int64_t                               operations_left = -1;  // negative: no limit
     bool                                  broken          = false;
     std::chrono::steady_clock::time_point last_signal_check;
+    ggml_type                             type_k = GGML_TYPE_F16;
 };
 
 }  // namespace loradrop::bindings

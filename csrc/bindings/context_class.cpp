@@ -236,9 +236,7 @@ of memory.
             "seq_add",
             [](context & self, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
                 self.check_sequence(seq_id);
-                if (!llama_memory_can_shift(self.memory())) {
-                    throw std::invalid_argument("the positions of this model's context cannot be shifted");
-                }
+                self.check_shift();
                 const abort_guard guard;
                 llama_memory_seq_add(self.memory(), seq_id, p0, p1, shift);
             },

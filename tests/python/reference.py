@@ -294,6 +294,14 @@ class Decoder(RuleDecoder):
         seq.n_past += 1
         return x
 
+    def stored(self, k: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return what the cache keeps of K and V [n_head_kv, head_dim]."""
+        return k, v
+
+    def in_attention(self, q: FloatArray) -> FloatArray:
+        """Return what the products with the keys take of Q [n_head, head_dim]."""
+        return q
+
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
         y: FloatArray = self.model.tensors[f"{name}.weight"] @ x
         bias = self.model.tensors.get(f"{name}.bias")
@@ -313,7 +321,7 @@ class Decoder(RuleDecoder):
         v = self._linear(f"{blk}.attn_v", h).reshape(m.n_head_kv, -1)
         q, k = (rope(z, seq.n_past, m.rope_base, neox=m.arch != "llama") for z in (q, k))
         # Tokens run in order, so all that is stored lies at this position or before it.
-        seq.kv[i][seq.n_past] = (k, v)
+        q, seq.kv[i][seq.n_past] = self.in_attention(q), self.stored(k, v)
         window = m.window(i) or seq.n_past + 1
         seen = [kv for pos, kv in seq.kv[i].items() if seq.n_past - pos < window]
         keys = np.stack([k for k, _ in seen])  # [n_kv, n_head_kv, head_dim]

@@ -9,7 +9,6 @@ import pytest
 from loradrop._core import DecodeAborted
 from pair import Pair
 from reference import Decoder, SequenceState, rope
-from tiny import TinyModel
 
 
 def remove(seq: SequenceState, p0: int, p1: int) -> None:
@@ -27,16 +26,14 @@ def remove(seq: SequenceState, p0: int, p1: int) -> None:
     seq.n_past = max(seq.kv[0], default=-1) + 1
 
 
-def shift(model: TinyModel, seq: SequenceState, p0: int, delta: int) -> None:
+def shift(decoder: Decoder, seq: SequenceState, p0: int, delta: int) -> None:
     """Move all positions of the reference's sequence from p0 on by delta, and turn their keys on."""
+    model = decoder.model
     for store in seq.kv:
-        moved = {
-            pos + delta if pos >= p0 else pos: (
-                rope(k, delta, model.rope_base, neox=model.arch != "llama") if pos >= p0 else k,
-                v,
-            )
-            for pos, (k, v) in store.items()
-        }
+        moved = {pos: kv for pos, kv in store.items() if pos < p0}
+        for pos, (k, v) in store.items():
+            if pos >= p0:
+                moved[pos + delta] = decoder.stored(rope(k, delta, model.rope_base, neox=model.arch != "llama"), v)
         store.clear()
         store.update(moved)
     seq.thinnable = {pos + delta if pos >= p0 else pos for pos in seq.thinnable}
@@ -79,7 +76,7 @@ class SequencePair(Pair):
         remove(seq, p0, p1)
         self.engine.seq_add(seq_id, p1, -1, p0 - p1)
         assert isinstance(self.reference, Decoder)
-        shift(self.reference.model, seq, p1, p0 - p1)
+        shift(self.reference, seq, p1, p0 - p1)
         self.check_lengths()
 
     def abort(self, *seq_ids: int, after: int) -> None:
