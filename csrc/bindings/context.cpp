@@ -282,6 +282,9 @@ void context::decode(const batch_request & request) {
             }
             return;
         case 1:
+            if (const std::string errors = logged_errors(); !errors.empty()) {
+                throw decode_error("not enough memory to decode " + std::to_string(n) + " tokens: " + errors);
+            }
             throw context_full_error("no room for " + std::to_string(n) +
                                      " tokens in a context of n_ctx = " + std::to_string(llama_n_ctx(ctx)));
         case 2:

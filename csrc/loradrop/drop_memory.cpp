@@ -5,6 +5,7 @@
 
 #include "llama-batch.h"
 #include "llama-cparams.h"
+#include "llama-impl.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -61,12 +62,13 @@ static const llama_model & check_memory_type(const llama_model & model, const ll
 }
 
 drop_memory::drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-                         const reuse_runs & runs, schedule & sched) :
+                         const reuse_runs & runs, schedule & sched, std::function<bool()> reserve) :
     model(check_memory_type(model, params, cparams)),
     options(params, cparams),
     n_cells_max(cparams.n_ctx_seq),
     runs(runs),
     sched(sched),
+    reserve(std::move(reserve)),
     kept(new_cache(false, n_cells_max)),
     droppable(new_cache(true, std::min(min_growth, n_cells_max))) {
 }
@@ -122,7 +124,7 @@ llama_memory_context_ptr drop_memory::init_batch(llama_batch_allocr & balloc, ui
         return lora_context(kept, std::move(kept_slots), ubatches);
     }
     auto droppable_slots = find_droppable(ubatches);
-    if (droppable_slots.empty()) {
+    if (droppable_slots.empty() || !has_room_for_graphs()) {
         return failed_context();
     }
     return full_context(kept, std::move(kept_slots), droppable, std::move(droppable_slots), ubatches, generation);
@@ -152,11 +154,21 @@ bool drop_memory::grow_to(uint32_t n_cells) {
         layer_cache larger = new_cache(true, n_cells);
         droppable.move_to(larger);
         droppable = std::move(larger);
-    } catch (const std::exception &) {
-        return false;  // out of memory: the batch fails, and what is there stays
+    } catch (const std::exception & e) {
+        // out of memory: the batch fails, and what is there stays
+        LLAMA_LOG_ERROR("no memory for %u cells of the droppable layers: %s\n", n_cells, e.what());
+        return false;
     }
     ++generation;
     return true;
+}
+
+// A graph that finds too little room when it is about to run ends the process (ggml_backend_sched_alloc_splits).
+bool drop_memory::has_room_for_graphs() {
+    if (reserved_generation != generation && reserve()) {
+        reserved_generation = generation;
+    }
+    return reserved_generation == generation;
 }
 
 llama_memory_context_ptr drop_memory::init_full() {

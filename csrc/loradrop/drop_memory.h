@@ -8,6 +8,7 @@
 
 #include "llama-memory.h"
 
+#include <functional>
 #include <memory>
 
 struct llama_cparams;
@@ -18,8 +19,9 @@ namespace loradrop {
 class drop_memory : public llama_memory_i {
   public:
     // Throws unsupported_error when the model's memory is no KV cache, plain or with sliding windows.
+    // reserve: makes room for the graphs of a larger cache, false when there is none.
     drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
-                const reuse_runs & runs, schedule & sched);
+                const reuse_runs & runs, schedule & sched, std::function<bool()> reserve);
 
     //
     // llama_memory_i
@@ -94,6 +96,7 @@ class drop_memory : public llama_memory_i {
     std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
     layer_cache::slot_infos   find_droppable(const std::vector<llama_ubatch> & ubatches);
     bool                      grow_to(uint32_t n_cells);
+    bool                      has_room_for_graphs();
 
     // The slot that holds the sequence's reuse state as long as copies are left to do.
     uint32_t slot_with_state(llama_seq_id seq_id) const;
@@ -113,9 +116,12 @@ class drop_memory : public llama_memory_i {
     const reuse_runs &  runs;
     schedule &          sched;
 
+    const std::function<bool()> reserve;
+
     layer_cache kept;
     layer_cache droppable;
-    uint64_t    generation = 0;
+    uint64_t    generation          = 0;
+    uint64_t    reserved_generation = 0;
 
     bool in_pass        = false;
     bool lora_step_pass = false;

@@ -38,7 +38,8 @@ engine::engine(llama_context & ctx, const lora_drop_params & params) :
 }
 
 llama_memory_i * engine::create_memory(const llama_memory_params & memory_params) {
-    mem = new drop_memory(ctx.get_model(), memory_params, ctx.get_cparams(), all_runs, sched);
+    mem = new drop_memory(ctx.get_model(), memory_params, ctx.get_cparams(), all_runs, sched,
+                          [this] { return reserve_full_step(); });
     return mem;
 }
 
@@ -65,6 +66,12 @@ void engine::reserve() {
     if (!ctx.graph_reserve(n_seqs, n_seqs, n_seqs, mctx.get(), ctx.model.hparams.no_alloc)) {
         throw std::runtime_error("not enough memory for the compute buffers of the LoRA step");
     }
+}
+
+bool engine::reserve_full_step() {
+    const uint32_t n_tokens  = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
+    const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
+    return ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, n_outputs, mem->init_full().get()) != nullptr;
 }
 
 void engine::enter_variant() {

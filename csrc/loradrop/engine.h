@@ -63,6 +63,9 @@ class engine {
         engine & e;
     };
 
+    // Makes room for the largest full step with the droppable layers' cache as it is; false when there is none.
+    bool reserve_full_step();
+
     bool is_lora_batch(const llama_batch & batch) const;
     bool can_extend(const llama_batch & batch, const std::vector<llama_seq_id> & replaying) const;
     int  decode_lora(const llama_batch & batch);
