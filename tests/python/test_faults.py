@@ -39,6 +39,56 @@ def test_abort_at_every_phase(tmp_path: Path, reuse: Reuse, refresh: str, n_oper
     pair.decode(Entry(0, TEXT[position : position + 1]))
 
 
+# of several ubatches those before the abort stay
+@pytest.mark.parametrize("n_before", [0, 2, 3])
+@pytest.mark.parametrize("refresh", POLICIES)
+def test_abort_between_ubatches(tmp_path: Path, refresh: str, n_before: int) -> None:
+    model = make_model(n_layer=N_LAYER)
+    corrector = corrector_for(model, "segment")
+    pair = Pair(tmp_path, model, corrector, rho=0.5, k=3, refresh=refresh, kv_window=1000, n_ubatch=4)
+    pair.decode(Entry(0, TEXT[:9]))
+    for token in TEXT[9 : 9 + n_before]:
+        pair.decode(Entry(0, [token]))
+    start = 9 + n_before
+    seen = set()
+    for n_operations in range(0, 640, 60):
+        pair.engine.abort_after(n_operations)
+        with pytest.raises(DecodeAborted):
+            pair.engine.decode(TEXT[start : start + 20])
+        n_stored = pair.engine.seq_pos_max(0) + 1 - start
+        seen.add(n_stored)
+        if n_stored:
+            pair.reference.decode([Entry(0, TEXT[start : start + n_stored], want_logits=False)])
+        pair.reference.sequences[0].previous_logits_wanted = False
+        start += n_stored
+    assert {0, 4} <= seen
+    for tokens in (TEXT[start : start + 5], *([token] for token in TEXT[start + 5 : start + 15])):
+        pair.decode(Entry(0, tokens))
+
+
+@pytest.mark.parametrize("n_operations", [5, 150, 250])
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("reuse", REUSES)
+def test_abort_between_ubatches_of_a_lora_step(tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int) -> None:
+    model = make_model(n_layer=N_LAYER)
+    options = {"n_seq_max": 3, "n_ubatch": 1}
+    pair = Pair(tmp_path, model, corrector_for(model, reuse), rho=0.5, k=3, refresh=refresh, kv_window=6, **options)
+    pair.decode(*(Entry(i, TEXT[: 9 + i]) for i in range(3)))
+    pair.decode(*(Entry(i, [TEXT[20 + i]]) for i in range(3)))
+    before = [pair.engine.seq_pos_max(i) for i in range(3)]
+    pair.engine.abort_after(n_operations)
+    with pytest.raises(DecodeAborted):
+        pair.engine.decode(TEXT[30:33], seq_ids=[0, 1, 2])
+    stored = [i for i in range(3) if pair.engine.seq_pos_max(i) > before[i]]
+    assert len(stored) == [5, 150, 250].index(n_operations)
+    if stored:
+        pair.reference.decode([Entry(i, [TEXT[30 + i]]) for i in stored])
+    for i in range(3):
+        pair.reference.sequences[i].previous_logits_wanted = False
+    for start in range(40, 64, 3):
+        pair.decode(*(Entry(i, [TEXT[start + i]]) for i in range(3)))
+
+
 def test_a_full_context_is_an_error_and_leaves_it_usable(tmp_path: Path) -> None:
     model = make_model(n_layer=N_LAYER)
     pair = Pair(tmp_path, model, corrector_for(model, "segment"), rho=0.5, k=3, n_ctx=256)
