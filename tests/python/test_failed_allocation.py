@@ -51,6 +51,16 @@ def limit_memory(more: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
 
 
+def refusal(context: Context, tokens: list[int]) -> str:
+    try:
+        context.decode(tokens)
+    except ContextFullError:
+        return "taken for a full context"
+    except DecodeError as error:
+        return str(error)
+    return "not refused"
+
+
 def go_short_of_memory(path: Path, refresh: str, more: int, missing: str) -> None:
     tried, other = make_context(path, refresh), make_context(path, refresh)
     for context in (tried, other):
@@ -60,9 +70,7 @@ def go_short_of_memory(path: Path, refresh: str, more: int, missing: str) -> Non
         assert context.stats["last_step"] == "lora"
     limit_memory(more)
     for _ in range(2):
-        with pytest.raises(DecodeError, match=f"(?s)not enough memory.*{missing}") as error:
-            tried.decode(TOKENS[102:1302])
-        assert not isinstance(error.value, ContextFullError)
+        assert missing in refusal(tried, TOKENS[102:1302])
         assert tried.seq_pos_max(0) == 101
     limit_memory(None)
     for tokens in (TOKENS[102:1302], *([token] for token in TOKENS[1302:1310])):
