@@ -186,7 +186,7 @@ void context::check_shift() const {
     if (!llama_memory_can_shift(memory())) {
         throw std::invalid_argument("the positions of this model's context cannot be shifted");
     }
-    // llama.cpp then turns keys with a matrix that it makes for such heads only
+    // llama.cpp turns quantised keys with a matrix that it makes for such heads only (ggml-org/llama.cpp#25636)
     const uint32_t head = base->get()->hparams.n_embd_head_k();
     if (ggml_is_quantized(type_k) && head % 64 != 0) {
         throw std::invalid_argument("type_k = '" + std::string(ggml_type_name(type_k)) +
