@@ -21,6 +21,9 @@ namespace py = pybind11;
 
 namespace loradrop::bindings {
 
+// A look at the clock costs a part in a hundred of a small model's shortest operation.
+static constexpr uint32_t operations_per_look = 8;
+
 static ggml_type cache_type(const char * field, const std::string & name) {
     static const std::map<std::string, ggml_type> types = {
         {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16},
@@ -95,11 +98,20 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
         params.cb_eval           = state_capture::on_node;
         params.cb_eval_user_data = capture.get();
     }
+    if (options.profile) {
+        if (capture) {
+            throw std::invalid_argument("profile and capture are not for the same context; make two");
+        }
+        times                    = std::make_unique<node_times>();
+        params.cb_eval           = node_times::on_node;
+        params.cb_eval_user_data = times.get();
+    }
 
     n_threads = params.n_threads;
     type_k    = params.type_k;
 
     auto pool = ggml_threadpool_params_default(std::max(params.n_threads, params.n_threads_batch));
+    pool.poll = 1;  // some milliseconds, enough from token to token; the default takes a third of a second from others
     threads.reset(ggml_threadpool_new(&pool));
 
     clear_logged_errors();
@@ -173,6 +185,9 @@ bool context::should_stop(void * data) {
         return true;
     }
     self->operations_left -= self->operations_left > 0 ? 1 : 0;
+    if (++self->operations_seen % operations_per_look != 0) {
+        return false;
+    }
     const auto now = std::chrono::steady_clock::now();
     if (!self->busy || now - self->last_signal_check < std::chrono::milliseconds(50)) {
         return false;
@@ -256,6 +271,9 @@ void context::decode(const batch_request & request) {
     if (capture) {
         capture->begin();
     }
+    if (times) {
+        times->begin();
+    }
     int status;
     clear_logged_errors();
     stop              = false;
@@ -305,6 +323,14 @@ const state_capture & context::states() const {
         throw std::invalid_argument("the context was made without capture");
     }
     return *capture;
+}
+
+const std::vector<node_time> & context::operations() const {
+    get();
+    if (!times) {
+        throw std::invalid_argument("the context was made without profile");
+    }
+    return times->all();
 }
 
 const float * context::logits(int32_t i) {

@@ -5,6 +5,7 @@
 #include "model.h"
 
 #include "loradrop/loradrop.h"
+#include "loradrop/node_times.h"
 #include "loradrop/state_capture.h"
 
 #include "ggml-cpu.h"
@@ -39,6 +40,7 @@ struct context_options {
 
     std::vector<int32_t>        capture;   // layers whose outputs can be read after a decode
     std::vector<scaled_adapter> adapters;  // of the same model
+    bool                        profile;   // time each operation; not together with capture
 };
 
 struct batch_request {
@@ -65,6 +67,9 @@ class context {
 
     // What the last decode has left of the captured layers. Throws std::invalid_argument when there are none.
     const state_capture & states() const;
+
+    // How long each operation of the last decode took. Throws std::invalid_argument without profile.
+    const std::vector<node_time> & operations() const;
 
     // Asks a decode that runs on another thread to stop.
     void abort() { stop = true; }
@@ -101,6 +106,7 @@ class context {
     };
 
     std::unique_ptr<state_capture>                       capture;  // null when nothing is captured
+    std::unique_ptr<node_times>                          times;    // null when nothing is timed
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads;
     std::vector<scaled_adapter>                          adapters;
     llama_context_ptr                                    handle;
@@ -109,6 +115,7 @@ class context {
     std::atomic<bool>                     stop{false};
     bool                                  settling        = false;
     int64_t                               operations_left = -1;  // negative: no limit
+    uint32_t                              operations_seen = 0;
     bool                                  broken          = false;
     std::chrono::steady_clock::time_point last_signal_check;
     ggml_type                             type_k = GGML_TYPE_F16;

@@ -105,6 +105,15 @@ static py::array_t<float> states(const context & self, int32_t layer) {
     return out;
 }
 
+static py::list operations(const context & self) {
+    py::list out;
+    for (const node_time & node : self.operations()) {
+        out.append(py::make_tuple(node.operation, node.name, node.type, node.n_bytes,
+                                  static_cast<double>(node.nanoseconds) * 1e-9));
+    }
+    return out;
+}
+
 static py::bytes save_state(context & self) {
     const abort_guard guard;
     self.get();
@@ -142,6 +151,8 @@ has left it cannot be gone back to.
 capture names layers whose outputs states() gives after a decode, -1 for the input of layer 0; the last layer cannot be
 captured, for it computes only tokens whose logits were asked for.
 
+profile times each operation of a decode for operations(); they then run one by one, and a decode takes longer.
+
 adapters are pairs of an Adapter and its scale; a LoRA step leaves out what they add to dropped layers.
 
 Raises ValueError for a bad argument, UnsupportedError for a model that LoRA-Drop cannot serve, RuntimeError for lack
@@ -152,7 +163,7 @@ of memory.
                          std::string type_k, std::string type_v, bool kv_unified, bool swa_full,
                          std::shared_ptr<corrector> c, double rho, int64_t k, const std::string & refresh,
                          int32_t kv_window, std::vector<int32_t> capture,
-                         const std::vector<std::pair<std::shared_ptr<adapter>, float>> & adapters) {
+                         const std::vector<std::pair<std::shared_ptr<adapter>, float>> & adapters, bool profile) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
                  }
@@ -165,7 +176,7 @@ of memory.
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
                                      std::move(flash_attn), std::move(type_k), std::move(type_v), kv_unified, swa_full,
-                                     std::move(capture), std::move(scaled)},
+                                     std::move(capture), std::move(scaled), profile},
                      drop ? &*drop : nullptr);
              }),
              py::arg("model"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512, py::arg("n_ubatch") = 512,
@@ -174,7 +185,8 @@ of memory.
              py::arg("kv_unified") = true, py::arg("swa_full") = true, py::arg("corrector") = py::none(),
              py::arg("rho") = 0.0, py::arg("k") = 0, py::arg("refresh") = "single", py::arg("kv_window") = 64,
              py::arg("capture") = std::vector<int32_t>{},
-             py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{})
+             py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{},
+             py::arg("profile") = false)
         .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })
@@ -208,6 +220,10 @@ of memory.
              "A captured layer's output, float32 [n_tokens, n_embd], for the tokens of the last decode in their order. "
              "After a LoRA step that of a dropped layer is its replacement; layers inside a run that is replaced as "
              "one have none. Tokens that a refill replays are not among them. Raises ValueError.")
+        .def("operations", operations,
+             "With profile, a tuple for each operation of the last decode, in its order: ggml's name of it, the name "
+             "of the weights that it reads (else of its result), their type (else ''), their bytes, and the seconds "
+             "that it took. Raises ValueError.")
         .def("clear", [](context & self) { llama_memory_clear(self.memory(), false); })
         .def(
             "seq_rm",

@@ -70,11 +70,15 @@ class reuse_run_builder {
                                   " do not divide n_embd = " + std::to_string(n_embd) + "; store it as f16");
         }
         ggml_tensor * dst = ggml_new_tensor_2d(ctx, src->type, columns, ggml_nrows(src));
+        // not as in the file, where some begin as the weights of a layer do, which a LoRA step must not have
+        ggml_format_name(dst, "corrector/%s%s", name.c_str(), first_column > 0 ? " (anchor)" : "");
         uploads.push_back({dst, src, first_column});
         return dst;
     }
 
-    ggml_tensor * state(int64_t n) { return ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n_columns); }
+    ggml_tensor * state(int64_t n) {
+        return ggml_set_name(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n_columns), "lora_drop.state");
+    }
 
     void declare_layer(int32_t il) {
         run.a     = weight(layer_tensor_name(il, "a"));

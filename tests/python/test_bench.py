@@ -15,8 +15,9 @@ from gguf import GGUFReader, GGUFWriter
 
 import tiny
 from loradrop._core import Context, CorrectorError, Model
-from loradrop.bench import Point, StepBytes, bench, step_bytes, timing
+from loradrop.bench import Point, StepBytes, bench, profile, step_bytes, timing
 from loradrop.bench.ceiling import refill_ceiling, single_ceiling
+from loradrop.bench.profile import _by_kind
 from loradrop.bench.report import ceiling_of, decode_of, speed_up_of
 from loradrop.bench.step_bytes import _model_bytes
 from loradrop.bench.timing import Job, run_rounds
@@ -147,6 +148,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def sleep(self, _: float) -> None:
+        self.now += 64.0  # not to be counted, and exact
+
 
 class FakeContext:
     """Takes as long for a decode as it is told to, and notes what it decodes."""
@@ -160,11 +164,10 @@ class FakeContext:
         return {"lora_steps": self._n_lora, "kv_bytes": 10, "kv_bytes_full": 20}
 
     def clear(self) -> None:
-        self._log.append(self)
         self._n = 0
 
     def decode(self, tokens: Sequence[int]) -> None:
-        self._log.append(list(tokens))
+        self._log += [self, list(tokens)]
         if self._n:
             self._clock.now += self._seconds[(self._n - 1) % len(self._seconds)]
             self._n_lora += self._n % 4 > 0
@@ -180,21 +183,24 @@ def fake_jobs(monkeypatch: pytest.MonkeyPatch, *rounds: tuple[int, Sequence[floa
 def test_all_jobs_decode_the_same_tokens_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs, log = fake_jobs(monkeypatch, (1, [2.0]), (1, [1.0, 1.0, 1.0, 3.0]), (4, [5.0]))
     advanced: list[int] = []
-    run_rounds(jobs, [7, 8], list(range(9)), 2, advanced.append)
-    starts = [
-        jobs.index(next(j for j in jobs if j.context is entry)) for entry in log if isinstance(entry, FakeContext)
-    ]
-    assert starts == [0, 1, 2, 1, 2, 0, 2, 0, 1]  # the first round is not kept
+    run_rounds(jobs, [7, 8], list(range(22)), 2, advanced.append)
     assert sum(advanced) == 9
-    at = log.index(jobs[2].context)
-    assert log[at + 1 : at + 4] == [[7, 8], [0, 1, 2, 3], [4, 5, 6, 7]]
-    for job in jobs[:2]:
-        at = log.index(job.context)
-        assert log[at + 1 : at + 11] == [[7, 8], *([i] for i in range(9))]
-    assert jobs[0].rounds == [[2.0] * 9] * 2
-    assert jobs[1].rounds == [[1.0, 1.0, 1.0, 3.0] * 2 + [1.0]] * 2
-    assert jobs[2].rounds == [[5.0, 5.0]] * 2
-    assert (jobs[1].lora_steps, jobs[1].refresh_steps, jobs[1].kv_bytes, jobs[1].kv_bytes_full) == (7, 2, 10, 20)
+    contexts = [job.context for job in jobs]
+    calls = [(contexts.index(context), tokens) for context, tokens in zip(log[::2], log[1::2], strict=True)]
+    each = len(calls) // 3
+    for i in range(3):
+        prompts, decodes = calls[i * each : i * each + 3], calls[i * each + 3 : (i + 1) * each]
+        assert prompts == [(0, [7, 8]), (1, [7, 8]), (2, [7, 8])]
+        for job in (0, 1):
+            assert [tokens for who, tokens in decodes if who == job] == [[at] for at in range(22)]
+        assert [tokens for who, tokens in decodes if who == 2] == [[*range(at, at + 4)] for at in range(0, 20, 4)]
+        # eight tokens each, and every turn begins with another job
+        turns = [who for who, tokens in decodes if tokens[0] in (0, 8, 16)]
+        assert turns == [(i + turn + step) % 3 for turn in range(3) for step in range(3)]
+    assert jobs[0].rounds == [[2.0] * 22] * 2
+    assert jobs[1].rounds == [[1.0, 1.0, 1.0, 3.0] * 5 + [1.0] * 2] * 2
+    assert jobs[2].rounds == [[5.0] * 5] * 2
+    assert (jobs[1].lora_steps, jobs[1].refresh_steps, jobs[1].kv_bytes, jobs[1].kv_bytes_full) == (17, 5, 10, 20)
 
 
 def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,3 +348,99 @@ def test_the_command_prints_json(drop: Path, base: Path) -> None:
     assert run_command(str(base), "--rho", "0.3", "--allow-uncorrected", "--rounds", "1", "--json").exit_code == 0
     done = run_command(str(drop), "--point", "half")
     assert done.exit_code == 2 and "RHO:K" in done.output
+
+
+#
+# the profile
+#
+
+
+def matrices(path: Path) -> dict[str, int]:
+    """Return the bytes of all matrices of a file."""
+    return {t.name: int(t.n_bytes) for t in GGUFReader(path).tensors if len(t.shape) > 1 and t.shape[1] > 1}
+
+
+def without_layer(name: str) -> str:
+    return name.split(".", 2)[2] if name.startswith("blk.") else name
+
+
+def test_profile_of_each_kind_of_step(drop: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    options = {name: value for name, value in QUICK.items() if name != "n_rounds"}
+    points = [Point(0.5, 3), Point(0.5, 1, "refill")]
+    steps = profile(drop, points, progress=lambda *done: calls.append(done), **options)
+    assert [(step.point and step.point.k, step.kind, step.n_steps) for step in steps] == [
+        (None, "full", 8),
+        (3, "refresh", 2),
+        (3, "lora", 6),
+        (1, "refresh", 4),
+        (1, "lora", 4),
+    ]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    sizes = matrices(drop)
+    dropped = tuple(f"blk.{i}." for i in (2, 3, 4))
+    for step in steps:
+        expected: dict[str, list[int]] = {}
+        for name, n_bytes in sizes.items():
+            if name != "token_embd.weight" and "lora_drop" not in name:
+                if not (step.kind == "lora" and name.startswith(dropped)):
+                    expected.setdefault(without_layer(name), []).append(n_bytes)
+        of_model = {one.name: one for one in step.operations if one.n_bytes and "lora_drop" not in one.name}
+        assert {name: (one.count, one.n_bytes) for name, one in of_model.items()} == {
+            name: (len(each), sum(each)) for name, each in expected.items()
+        }
+        of_corrector = {one.name for one in step.operations if "lora_drop" in one.name}
+        parts = {"a", "gate", "up"}
+        assert (
+            of_corrector
+            == {
+                "full": set(),
+                "refresh": {f"lora_drop.seg.{part}.weight (anchor)" for part in parts},
+                "lora": {f"lora_drop.seg.{part}.weight" for part in (*parts, "b", "down")},
+            }[step.kind]
+        )
+        assert all(one.seconds > 0 for one in step.operations)
+        assert step.seconds == pytest.approx(sum(one.seconds for one in step.operations))
+        assert [one.seconds for one in step.operations] == sorted((o.seconds for o in step.operations), reverse=True)
+
+
+def test_a_median_step_by_hand() -> None:
+    decodes = [
+        [
+            ("MUL_MAT", "blk.0.ffn_up.weight", "q4_0", 10, seconds),
+            ("MUL_MAT", "blk.1.ffn_up.weight", "q4_1", 12, 1.0),
+            ("MUL", "blk.0.attn_norm.weight", "f32", 4, 0.5),
+            ("MUL_MAT", "kq-0", "", 0, 0.25),
+        ]
+        for seconds in (2.0, 3.0, 30.0)
+    ]
+    products, norm, scores = _by_kind(decodes)
+    assert dataclasses.astuple(products) == ("ffn_up.weight", "", 2, 22, 4.0)  # of several types
+    assert dataclasses.astuple(norm) == ("MUL", "", 1, 0, 0.5)
+    assert dataclasses.astuple(scores) == ("MUL_MAT", "", 1, 0, 0.25)
+
+
+def test_operations_are_those_of_the_last_decode(base: Path) -> None:
+    model = Model(str(base))
+    context = Context(model, n_ctx=64, n_threads=1, profile=True)
+    context.decode([1, 2, 3])
+    first = context.operations()
+    context.decode([4])
+    assert [entry[:4] for entry in context.operations()] == [entry[:4] for entry in first]
+    with pytest.raises(ValueError, match="without profile"):
+        Context(model, n_ctx=64).operations()
+    with pytest.raises(ValueError, match="profile and capture"):
+        Context(model, n_ctx=64, profile=True, capture=[0])
+
+
+def test_the_command_prints_profiles(drop: Path) -> None:
+    done = run_command(str(drop), "--point", "0.5:3:refill", "--profile")
+    assert done.exit_code == 0, done.output
+    titles = [line.split(" ms in")[0].rsplit(":", 1)[0] for line in done.output.splitlines() if " ms in " in line]
+    assert titles == ["full model", "0.5:3:refill:64, refresh step", "0.5:3:refill:64, lora step"]
+    assert "lora_drop.seg.down.weight" in done.output
+    done = run_command(str(drop), "--point", "0.5:3", "--profile", "--json")
+    steps = json.loads(done.output)
+    assert [step["kind"] for step in steps] == ["full", "refresh", "lora"]
+    assert steps[0]["point"] is None and steps[1]["point"]["k"] == 3
+    assert steps[2]["seconds"] == pytest.approx(sum(one["seconds"] for one in steps[2]["operations"]))

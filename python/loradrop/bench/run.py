@@ -14,7 +14,7 @@ from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.models import resolve_model
-from loradrop.options import ContextOptions
+from loradrop.options import FULL, ContextOptions
 from loradrop.progress import Progress, counter
 
 
@@ -37,8 +37,8 @@ def bench(
     """Measure how quickly a model decodes with LoRA-Drop, beside the full model.
 
     The full model continues a fixed prompt, always with the most probable token. Then all points and the full model
-    decode these tokens, in one process and in turn, in rounds. A point's speed-up is taken within each round. For
-    ``refill`` the full model's batches of k + 1 tokens are timed in the rounds too.
+    decode these tokens, in one process and in rounds, taking turns every few tokens. A point's speed-up is taken within
+    each round. For ``refill`` the full model's batches of k + 1 tokens are timed in the rounds too.
 
     Parameters
     ----------
@@ -92,10 +92,14 @@ def bench(
             raise ValueError(f"tokens={tokens}: a period at k={point.k} has {drop.k + 1}; give at least as many")
     all_bytes = [step_bytes(opened, drop) for _, drop in resolved]
 
-    contexts = make_contexts(opened, resolved, options, prompt=prompt, n_parallel=1, threads=n_threads or 0)
+    widths = sorted({drop.k + 1 for point, drop in resolved if point.refresh == "refill"})
+    in_full = [(Point(), FULL) for _ in widths]
+    contexts = make_contexts(
+        opened, [*resolved, *in_full], options, prompt=prompt, n_parallel=1, threads=n_threads or 0
+    )
     try:
-        jobs = [Job(context) for context in contexts]
-        batches = {drop.k: Job(contexts[0], drop.k + 1) for point, drop in resolved if point.refresh == "refill"}
+        jobs = [Job(context) for context in contexts[: 1 + len(resolved)]]
+        batches = {width: Job(context, width) for width, context in zip(widths, contexts[len(jobs) :], strict=True)}
         begin = prompt_tokens(opened, prompt)
         rest = greedy_tokens(contexts[0], begin, tokens)
         everything = [*jobs, *batches.values()]
@@ -109,7 +113,7 @@ def bench(
     reports = []
     for (point, drop), job, n_bytes in zip(resolved, jobs[1:], all_bytes, strict=True):
         counted = tokens // (drop.k + 1) * (drop.k + 1)
-        batch = batches[drop.k] if point.refresh == "refill" else None
+        batch = batches[drop.k + 1] if point.refresh == "refill" else None
         reports.append(
             PointBench(
                 point=point,

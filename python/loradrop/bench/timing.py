@@ -1,4 +1,4 @@
-"""Rounds: every context decodes the same tokens, one context after the other, again and again."""
+"""Rounds: every context decodes the same tokens, a few at a time and in turn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from loradrop._core import Context
 if TYPE_CHECKING:
     from loradrop._core import ContextStats
 
+TURN = 8  # tokens; what slows a machine down for a second or two then meets all contexts alike
+PAUSE = 0.02  # seconds between two turns, after which the threads of the context before no longer poll for work
+
 
 @dataclass
 class Job:
@@ -20,7 +23,7 @@ class Job:
     Attributes
     ----------
     context : Context
-        Jobs may share one.
+        Each job has one of its own.
     width : int
         Tokens of a batch; 1 is a decode.
     rounds : list of list of float
@@ -39,22 +42,26 @@ class Job:
     kv_bytes: int = 0
     kv_bytes_full: int = 0
 
-    def run(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the seconds of each batch."""
-        context = self.context
-        context.clear()
-        context.decode(prompt)
-        before = context.stats
-        batches = [tokens[at : at + self.width] for at in range(0, len(tokens) - self.width + 1, self.width)]
+    def begin(self, prompt: Sequence[int]) -> ContextStats:
+        """Decode the prompt into the emptied context; return its counts, for `finish`."""
+        self.context.clear()
+        self.context.decode(prompt)
+        return self.context.stats
+
+    def take_turn(self, tokens: Sequence[int], first: int, end: int) -> list[float]:
+        """Return the seconds of each whole batch of the tokens that begins at first or later, but before end."""
         seconds = []
-        for batch in batches:
-            begin = time.perf_counter()
-            context.decode(batch)  # returns when it has been computed, on a GPU too; logits of the last token only
-            seconds.append(time.perf_counter() - begin)
-        self._note(len(seconds), before, context.stats)
+        begin = -(-first // self.width) * self.width
+        for at in range(begin, min(end, len(tokens) - self.width + 1), self.width):
+            batch = tokens[at : at + self.width]
+            started = time.perf_counter()
+            self.context.decode(batch)  # returns when it has been computed, on a GPU too; logits of the last token only
+            seconds.append(time.perf_counter() - started)
         return seconds
 
-    def _note(self, n_steps: int, before: ContextStats, after: ContextStats) -> None:
+    def finish(self, n_steps: int, before: ContextStats) -> None:
+        """Note what kinds of step the round's n_steps were, and what the cache holds."""
+        after = self.context.stats
         self.lora_steps = after["lora_steps"] - before["lora_steps"]
         self.refresh_steps = n_steps - self.lora_steps
         self.kv_bytes, self.kv_bytes_full = after["kv_bytes"], after["kv_bytes_full"]
@@ -67,10 +74,10 @@ def run_rounds(
     n_rounds: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Run all jobs in every round, each round beginning with another one, and keep their seconds.
+    """Let all jobs decode the tokens in every round, taking turns every few tokens, and keep their seconds.
 
-    What the machine does to one job it then does to the others too. A first round is not kept: graphs are built in it
-    and weights read from disk.
+    What the machine does to one job it then does to the others too; each turn begins with another one. A first round is
+    not kept: graphs are built in it and weights read from disk.
 
     Parameters
     ----------
@@ -78,9 +85,15 @@ def run_rounds(
         Told how many more jobs are done.
     """
     for i in range(n_rounds + 1):
-        first = i % len(jobs)
-        for job in [*jobs[first:], *jobs[:first]]:
-            seconds = job.run(prompt, tokens)
+        before = [job.begin(prompt) for job in jobs]
+        rounds: list[list[float]] = [[] for _ in jobs]
+        for turn, first in enumerate(range(0, len(tokens), TURN)):
+            for step in range(len(jobs)):
+                at = (i + turn + step) % len(jobs)
+                time.sleep(PAUSE)
+                rounds[at] += jobs[at].take_turn(tokens, first, first + TURN)
+        for job, seconds, counts in zip(jobs, rounds, before, strict=True):
+            job.finish(len(seconds), counts)
             if i:
                 job.rounds.append(seconds)
             advance(1)

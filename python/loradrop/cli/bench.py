@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loradrop.bench import bench
-from loradrop.cli.bench_table import print_report
+from loradrop.bench import bench, profile
+from loradrop.cli.bench_table import print_profiles, print_report
 from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.points import chosen_points, point_options
 from loradrop.cli.progress import pull_progress, token_progress
@@ -37,6 +38,7 @@ from loradrop.options import FLASH_ATTN, KV_TYPES
 @click.option("--flash-attn", type=click.Choice(FLASH_ATTN), default="auto", show_default=True)
 @click.option("--type-k", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Of the cache's keys.")
 @click.option("--type-v", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="And of its values.")
+@click.option("--profile", "as_profile", is_flag=True, help="Time each operation instead, in one round.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every step's seconds.")
 def command(
     model: str,
@@ -50,6 +52,7 @@ def command(
     flash_attn: str,
     type_k: str,
     type_v: str,
+    as_profile: bool,
     as_json: bool,
     **points: Any,
 ) -> None:
@@ -57,22 +60,30 @@ def command(
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
     with token_progress("decoding") as decoding:
-        report = bench(
-            path,
-            chosen_points(**points),
-            corrector=corrector,
-            allow_uncorrected=allow_uncorrected,
-            prompt=prompt,
-            tokens=tokens,
-            n_rounds=rounds,
-            n_threads=threads,
-            n_gpu_layers=n_gpu_layers,
-            flash_attn=flash_attn,
-            type_k=type_k,
-            type_v=type_v,
-            progress=decoding,
-        )
-    if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        options: dict[str, Any] = {
+            "corrector": corrector,
+            "allow_uncorrected": allow_uncorrected,
+            "prompt": prompt,
+            "tokens": tokens,
+            "n_threads": threads,
+            "n_gpu_layers": n_gpu_layers,
+            "flash_attn": flash_attn,
+            "type_k": type_k,
+            "type_v": type_v,
+            "progress": decoding,
+        }
+        if as_profile:
+            profiles = profile(path, chosen_points(**points), **options)
+        else:
+            report = bench(path, chosen_points(**points), n_rounds=rounds, **options)
+    if as_profile:
+        _show([one.to_dict() for one in profiles], as_json, lambda: print_profiles(profiles))
     else:
-        print_report(report)
+        _show(report.to_dict(), as_json, lambda: print_report(report))
+
+
+def _show(figures: Any, as_json: bool, print_table: Callable[[], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        print_table()

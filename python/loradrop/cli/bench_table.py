@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from loradrop.bench.profile import StepProfile
 from loradrop.bench.report import BenchReport, Decode, Spread
 from loradrop.cli.points import point_name
 from loradrop.cli.tables import figures_table, size_text, stdout_console
@@ -21,6 +24,21 @@ def print_report(report: BenchReport) -> None:
         table.add_row(point_name(point.point), *cells, f"{point.ceiling:.2f}", f"{point.share_of_ceiling:.0%}")
     console.print(table)
     console.print("tokens/s and speed-up: median over the rounds; in brackets the speed-up's least and greatest")
+
+
+def print_profiles(profiles: Sequence[StepProfile]) -> None:
+    """Print a table of operations for each kind of step."""
+    console = stdout_console()
+    for profile in profiles:
+        where = "full model" if profile.point is None else f"{point_name(profile.point)}, {profile.kind} step"
+        console.print(f"{where}: {profile.seconds * 1e3:.2f} ms in operations, median of {profile.n_steps} steps")
+        table = figures_table("operation", "type", "count", "ms", "share", "MiB", "GB/s")
+        for one in profile.operations:
+            share = one.seconds / profile.seconds
+            rate = f"{one.n_bytes / one.seconds / 1e9:.1f}" if one.n_bytes else ""
+            size = f"{one.n_bytes / 2**20:.1f}" if one.n_bytes else ""
+            table.add_row(one.name, one.type, str(one.count), f"{one.seconds * 1e3:.3f}", f"{share:.1%}", size, rate)
+        console.print(table)
 
 
 def _cells(decode: Decode, speed_up: str) -> list[str]:
