@@ -102,7 +102,7 @@ class drop_memory : public llama_memory_i {
     uint32_t slot_with_state(llama_seq_id seq_id) const;
 
     void forget(llama_seq_id seq_id);
-    void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+    void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags, bool same_schedule);
 
     template <typename F>
     void for_saved_parts(llama_seq_id seq_id, F && f) const;

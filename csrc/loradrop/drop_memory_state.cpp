@@ -134,13 +134,13 @@ void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
     std::vector<int64_t> theirs(ours.size());
     io.read(theirs.data(), theirs.size() * sizeof(theirs[0]));
     check(theirs == ours, "the dropped layers or the reuse rule");
-    check(read_value<uint32_t>(io) == sched.k(), "k");
-    check(read_value<refresh_policy>(io) == sched.policy(), "the refresh policy");
+    const auto k      = read_value<uint32_t>(io);
+    const auto policy = read_value<refresh_policy>(io);
 
     copy_states();
     forget(seq_id);
     try {
-        read_contents(io, seq_id, flags);
+        read_contents(io, seq_id, flags, k == sched.k() && policy == sched.policy());
     } catch (...) {
         forget(seq_id);
         throw;
@@ -155,7 +155,8 @@ void drop_memory::forget(llama_seq_id seq_id) {
     }
 }
 
-void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags,
+                                bool same_schedule) {
     grow_to(read_value<uint32_t>(io));
     for (const layer_cache * cache : {&kept, &droppable}) {
         for_saved_parts(seq_id, [&](llama_seq_id s) { (*cache)->state_read(io, s, flags); });
@@ -165,8 +166,10 @@ void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama
     const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;
     for (llama_seq_id s = begin; s < end; ++s) {
         sequence read = read_sequence(io);
-        read.ready    = read.ready && static_cast<uint32_t>(s) < runs.n_slots();
-        sched.at(s)   = std::move(read);
+        check(same_schedule || read.lora.empty(),
+              "k or the refresh policy, which may differ only where no LoRA step has followed a full one");
+        read.ready  = read.ready && static_cast<uint32_t>(s) < runs.n_slots();
+        sched.at(s) = std::move(read);
         for (const reuse_run & run : runs.runs()) {
             for (ggml_tensor * t : run.states()) {
                 io.read_tensor(t, runs.slot_of(s) * t->nb[1], t->nb[1]);

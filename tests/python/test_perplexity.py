@@ -107,7 +107,8 @@ def test_equals_the_reference(tmp_path: Path, reuse: tiny.Reuse, refresh: Any) -
     tiny.write_gguf(path, model, corrector)
     prompt, windows = 6, random_windows(3, 25)
     targets = windows[:, prompt:]
-    points = [Point(0.5, 3, refresh, 8), Point(0.2, 5, refresh, 4)]
+    other = "single" if refresh == "refill" else "refill"
+    points = [Point(0.5, 3, refresh, 8), Point(0.2, 5, refresh, 4), Point(0.5, 2, other, 6)]
 
     report = perplexity(path, windows, points, prompt=prompt, **EXACT)
     full = reference_logits(Decoder(model), windows, prompt)
@@ -117,7 +118,7 @@ def test_equals_the_reference(tmp_path: Path, reuse: tiny.Reuse, refresh: Any) -
         assert point.rho is not None and point.k is not None
         dropped = layers_for(point.rho, model.n_layer, corrector)
         assert result.dropped_layers == tuple(sorted(dropped))
-        decoder = Decoder(model, corrector, dropped, point.k, refresh, point.kv_window)
+        decoder = Decoder(model, corrector, dropped, point.k, point.refresh or "", point.kv_window)
         own = reference_logits(decoder, windows, prompt)
         assert_scores(result.total, targets, full, own)
         distance = np.arange(targets.shape[1]) % (point.k + 1)

@@ -101,6 +101,20 @@ def test_it_replaces_all_that_was_there(tmp_path: Path, kv_unified: bool) -> Non
     there.decode(Entry(0, TEXT[:9]))
 
 
+@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize("before", [("single", 3), ("refill", 1)])
+@pytest.mark.parametrize("after", [("single", 2), ("refill", 3)])
+def test_another_schedule_takes_over_after_a_full_step(
+    tmp_path: Path, before: tuple[str, int], after: tuple[str, int], kv_unified: bool
+) -> None:
+    here, there = (make_pair(tmp_path, refresh=refresh, k=k, kv_unified=kv_unified) for refresh, k in (before, after))
+    here.decode(Entry(0, TEXT[:9]), Entry(2, TEXT[:5]))
+    step(here, 9, 5 * (before[1] + 1))
+    assert here.engine.stats["last_step"] == "full"
+    move(here, there)
+    step(there, 30, 20)
+
+
 def test_tokens_that_a_failed_refill_owes_go_along(tmp_path: Path) -> None:
     here, there = make_pair(tmp_path), make_pair(tmp_path)
     here.decode(Entry(0, TEXT[:9]))
@@ -156,8 +170,8 @@ def test_a_damaged_state_is_refused(tmp_path: Path, damage: Callable[[bytes], by
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"refresh": "single"}, "refresh policy"),
-        ({"k": 2}, "k"),
+        ({"refresh": "single"}, "k or the refresh policy"),
+        ({"k": 2}, "k or the refresh policy"),
         ({"rho": 0.25}, "the dropped layers"),
         ({"reuse": "anchor-delta"}, "the dropped layers"),
         ({"model": make_model(n_layer=N_LAYER, n_ff=128)}, "the model"),

@@ -56,6 +56,19 @@ def choose_threads(n_threads: int | None, n_contexts: int) -> tuple[int, int]:
     return min(n_contexts, n_threads), max(1, n_threads // n_contexts)
 
 
+def choose_leaders(model: Model, points: Sequence[tuple[Point, Drop]]) -> list[int]:
+    """Return for the context that decodes in full, and then for each point's, the first that drops the same layers.
+
+    A prompt, which is a full step, leaves the same in all of them, whatever their schedules.
+    """
+    first: dict[object, int] = {}
+    leaders = [0]
+    for i, (_, drop) in enumerate(points, start=1):
+        path = "" if drop.corrector is None else drop.corrector.path
+        leaders.append(first.setdefault((path, drop.reuse, drop.dropped_layers(model.n_layer)), i))
+    return leaders
+
+
 def make_contexts(
     model: Model,
     points: Sequence[tuple[Point, Drop]],
@@ -64,6 +77,7 @@ def make_contexts(
     prompt: int,
     n_parallel: int,
     threads: int,
+    profile: bool = False,
 ) -> list[Context]:
     """Return a context that decodes in full, and then one for each point.
 
@@ -77,6 +91,8 @@ def make_contexts(
         Sequences of each context.
     threads : int
         Threads of each context.
+    profile : bool
+        Whether they time their operations.
     """
     window = options.n_ctx
     replayed = max([min(drop.k, window) for _, drop in points], default=0)
@@ -91,12 +107,14 @@ def make_contexts(
             n_seq_max=n_parallel,
             n_threads=threads,
             n_threads_batch=threads,
+            swa_full=False,
             kv_unified=False,  # else each token would be checked against the cells of all sequences
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,
             refresh=drop.refresh,
             kv_window=point.kv_window,
+            profile=profile,
             **_cache_options(options),
         )
         for point, drop in [(Point(), FULL), *points]

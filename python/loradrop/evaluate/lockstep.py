@@ -70,6 +70,11 @@ class Batch:
     column: int
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether the tokens are the windows' first."""
+        return self.column == 0
+
+    @property
     def windows(self) -> range:
         """The windows."""
         return range(self.first, self.first + len(self.tokens))
@@ -101,12 +106,16 @@ class Lockstep:
     ----------
     contexts : sequence of Context
         The first decodes in full; all with the same n_batch and n_seq_max.
+    leaders : sequence of int
+        For each context which one's prompt it takes over, rather than to decode the same once more: its own number, or
+        an earlier one's that drops the same layers in the same way, whatever its schedule.
     n_workers : int
         How many of them decode at the same time.
     """
 
-    def __init__(self, contexts: Sequence[Context], n_workers: int) -> None:
+    def __init__(self, contexts: Sequence[Context], leaders: Sequence[int], n_workers: int) -> None:
         self._contexts = contexts
+        self._leaders = leaders
         self._pool = ThreadPoolExecutor(n_workers)
 
     def __enter__(self) -> Lockstep:
@@ -149,16 +158,39 @@ class Lockstep:
             targets = windows[:, prompt + batch.column]
             # a task waits only for earlier ones, which the pool has started before it
             full = self._pool.submit(self._full, batch, targets, out, before[0])
-            points = [
-                self._pool.submit(self._point, i, batch, targets, out, before[i], full)
-                for i in range(1, len(self._contexts))
-            ]
-            before = [full, *points]
-            under_way.append((batch, [full, *points]))
+            tasks: list[Future[Any]] = [full]
+            for i in range(1, len(self._contexts)):
+                if batch.is_prompt and self._leaders[i] != i:
+                    task = self._pool.submit(_copy_row, out, batch, i, tasks[self._leaders[i]], self._leaders[i])
+                else:
+                    task = self._pool.submit(self._point, i, batch, targets, out, before[i], full)
+                tasks.append(task)
+            before = [*tasks]
+            under_way.append((batch, tasks))
+            if batch.is_prompt and batch.windows.stop == len(windows):
+                before = self._hand_over(tasks)
             if len(under_way) == BATCHES_AT_ONCE:
                 _finish(*under_way.popleft(), advance)
         while under_way:
             _finish(*under_way.popleft(), advance)
+
+    def _hand_over(self, before: Sequence[Future[Any]]) -> list[Future[Any] | None]:
+        """Let contexts take over their leaders' prompts; return what each has to wait for."""
+        after: list[Future[Any] | None] = [*before]
+        for leader in sorted(set(self._leaders)):
+            followers = [i for i, other in enumerate(self._leaders) if other == leader != i]
+            if followers:
+                saved = after[leader] = self._pool.submit(self._save, leader, before[leader])
+                for i in followers:
+                    after[i] = self._pool.submit(self._load, i, saved)
+        return after
+
+    def _save(self, i: int, before: Future[Any]) -> bytes:
+        before.result()
+        return self._contexts[i].save_state()
+
+    def _load(self, i: int, saved: Future[bytes]) -> None:
+        self._contexts[i].load_state(saved.result())
 
     def _full(self, batch: Batch, targets: Tokens, out: Measures, before: Future[Any] | None) -> list[Distribution]:
         """Decode a batch in full, and return its distributions, which the points are compared with."""
@@ -200,6 +232,13 @@ class Lockstep:
             out.agrees[at] = reference.top == own.top
         if self._contexts[i].stats["last_step"] == "lora":
             out.distance[i, batch.column] = out.distance[i, batch.column - 1] + 1
+
+
+def _copy_row(out: Measures, batch: Batch, i: int, done: Future[Any], leader: int) -> None:
+    """Fill in for a context what another one has left of a batch of prompts."""
+    done.result()
+    for measures in (out.nll, out.kl, out.agrees):
+        measures[i, batch.windows, batch.column] = measures[leader, batch.windows, batch.column]
 
 
 def _finish(batch: Batch, tasks: Sequence[Future[Any]], advance: Callable[[int], None]) -> None:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from loradrop._core import Model
 from loradrop.checks import check_int
-from loradrop.evaluate.contexts import MAX_SEQUENCES, choose_parallel, choose_threads, make_contexts
+from loradrop.evaluate.contexts import (
+    MAX_SEQUENCES,
+    choose_leaders,
+    choose_parallel,
+    choose_threads,
+    make_contexts,
+)
 from loradrop.evaluate.lockstep import Lockstep, Measures
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.evaluate.report import PointReport, Report, scores, scores_by_distance
@@ -153,7 +159,7 @@ def _measure(
     contexts = make_contexts(model, points, options, prompt=prompt, n_parallel=n_parallel, threads=threads)
     measures = Measures.empty(n_contexts, n_windows, window - prompt)
     advance = counter(progress, n_windows * (window - 1))
-    with Lockstep(contexts, n_workers) as lockstep:
+    with Lockstep(contexts, choose_leaders(model, points), n_workers) as lockstep:
         for first in range(0, n_windows, n_parallel):
             group = slice(first, first + n_parallel)
             lockstep.run(windows[group], prompt, measures.of_windows(group), advance)
