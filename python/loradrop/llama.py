@@ -161,6 +161,7 @@ class Llama:
             flash_attn=options.flash_attn_name,
             type_k=type_k,
             type_v=type_v,
+            swa_full=False,  # a request begins anew, and so never goes back to what has left a window
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from hf import transformers_logits
+from loradrop import Llama
 from loradrop._core import Context, Model
 from pair import Pair
 from reference import Entry
 from test_engine import N_LAYER, POLICIES, REUSES, TEXT, corrector_for, run
 from tiny import Reuse, make_model, write_gguf
 
+F16_OF_A_TOKEN = 2 * 32 * 2
 KV_OF_A_TOKEN = 2 * 32 * 4  # bytes in one layer: K and V, 2 heads of 16, f32
 
 
@@ -162,3 +164,15 @@ def test_rho_zero_equals_transformers(tmp_path: Path) -> None:
     context.decode(TEXT[:40], outputs=[True] * 40)
     actual = np.stack([context.logits(i) for i in range(40)])
     assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_llama_keeps_no_more_than_the_windows(tmp_path: Path) -> None:
+    model = make_model("olmo2", n_layer=N_LAYER, n_swa=12)
+    write_gguf(tmp_path / "model.gguf", model, corrector_for(model, "segment"))
+    n_ctx = 8192
+    for rho in (0.0, 0.5):
+        kept = Llama(tmp_path / "model.gguf", rho=rho, k=3, n_ctx=n_ctx, n_threads=1)
+        kept("a", max_tokens=4)
+        # a window's cells come in blocks of 256, after those of one ubatch
+        windowed = N_LAYER // 2
+        assert kept.stats.kv_bytes <= (N_LAYER - windowed) * n_ctx * F16_OF_A_TOKEN + windowed * 1024 * F16_OF_A_TOKEN
