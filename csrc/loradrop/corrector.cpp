@@ -23,7 +23,7 @@ const ggml_tensor * corrector::find(const std::string & name) const {
 }
 
 size_t corrector::n_bytes() const {
-    return data.size();
+    return n_data;
 }
 
 }  // namespace loradrop

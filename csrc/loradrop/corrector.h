@@ -44,12 +44,13 @@ class corrector {
     float  scale() const { return rank == 0 ? 0.0f : alpha / static_cast<float>(rank); }
     size_t n_bytes() const;
 
-    // A tensor with its data in host memory; null when the file does not have it.
+    // A tensor with its data in the mapped file; null when the file does not have it.
     const ggml_tensor * find(const std::string & name) const;
 
   private:
-    ggml_context_ptr     weights;
-    std::vector<uint8_t> data;
+    ggml_context_ptr      weights;
+    std::shared_ptr<void> mapped;  // the file that their data lies in
+    size_t                n_data = 0;
 
     friend class corrector_reader;
 };

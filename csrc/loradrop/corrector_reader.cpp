@@ -5,6 +5,7 @@
 
 #include "ggml.h"
 #include "llama-hparams.h"
+#include "llama-mmap.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -12,7 +13,6 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 namespace loradrop {
@@ -273,7 +273,6 @@ class corrector_reader {
         };
 
         std::vector<part> parts;
-        size_t            total = 0;
         for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
             const char * name = gguf_get_tensor_name(gguf.get(), i);
             if (!is_corrector_tensor(name)) {
@@ -289,25 +288,29 @@ class corrector_reader {
                 fail(std::string("tensor ") + name + " ends after the end of the file; the file is truncated");
             }
             parts.push_back({t, offset});
-            total += GGML_PAD(ggml_nbytes(t), 32);
         }
 
-        out->data.resize(total);
         const ggml_init_params params = {ggml_tensor_overhead() * (parts.size() + 1), nullptr, true};
         out->weights.reset(ggml_init(params));
-
-        std::ifstream file(std::filesystem::u8path(path), std::ios::binary);
-        uint8_t *     next = out->data.data();
+        auto * data = parts.empty() ? nullptr : map_file();
         for (const auto & p : parts) {
             ggml_tensor * t = ggml_dup_tensor(out->weights.get(), p.meta);
             ggml_set_name(t, p.meta->name);
-            t->data = next;
-            next += GGML_PAD(ggml_nbytes(t), 32);
-            file.seekg(static_cast<std::streamoff>(p.offset));
-            if (!file.read(static_cast<char *>(t->data), static_cast<std::streamsize>(ggml_nbytes(t)))) {
-                fail(std::string("tensor ") + t->name + " cannot be read");
-            }
+            t->data = data + p.offset;
+            out->n_data += ggml_nbytes(t);
             check_finite(t);
+        }
+    }
+
+    // A file holds runs for several rho, of which a context uses one: mapped, the others take no memory.
+    uint8_t * map_file() {
+        try {
+            llama_file file(path.c_str(), "rb");
+            const auto mapping = std::make_shared<llama_mmap>(&file, 0);
+            out->mapped        = mapping;
+            return static_cast<uint8_t *>(mapping->addr());
+        } catch (const std::runtime_error & error) {
+            fail(std::string("cannot be read: ") + error.what());
         }
     }
 
