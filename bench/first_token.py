@@ -27,7 +27,7 @@ import sys, time
 from loradrop import Llama
 begin = time.perf_counter()
 model, prompt, threads, rho, k = sys.argv[1:]
-llm = Llama(model, n_ctx={n_ctx}, n_threads=int(threads), n_threads_batch=int(threads), rho=float(rho), k=int(k))
+llm = Llama(model, n_ctx={n_ctx}, n_threads=int(threads), rho=float(rho), k=int(k))
 next(llm(prompt, max_tokens=1, temperature=0, stream=True))
 print(time.perf_counter() - begin)
 """

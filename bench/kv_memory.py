@@ -27,6 +27,7 @@ def decode(model_path: str, prompt: int, tokens: int, rho: float, k: int) -> Non
     context = Context(
         model,
         n_ctx=-(-(prompt + tokens) // CELL_BLOCK) * CELL_BLOCK,
+        n_threads=1,
         corrector=drop.corrector,
         rho=drop.rho,
         k=drop.k,
