@@ -152,8 +152,10 @@ class Interleavings(RuleBasedStateMachine):
         self.pair.reference.sequences.clear()
         self.sharing = False
 
-    @rule(kv_window=st.integers(0, 8))
-    def go_on_elsewhere(self, kv_window: int) -> None:
+    @rule(kv_window=st.integers(0, 8), k=st.integers(1, 4), refresh=st.sampled_from(POLICIES))
+    def go_on_elsewhere(self, kv_window: int, k: int, refresh: str) -> None:
+        if not any(seq.lora_tokens for seq in self.pair.reference.sequences.values()):
+            self.k, self.refresh = k, refresh  # LoRA steps that are under way belong to their schedule
         there = self.fresh_pair(kv_window)
         there.engine.load_state(self.pair.engine.save_state())
         there.reference.sequences = self.pair.reference.sequences
