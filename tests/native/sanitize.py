@@ -31,6 +31,7 @@ TESTS = [
     "test_kv_types.py",
     "test_capture.py",
     "test_bad_files.py",
+    "test_corrector_files.py",
     "test_unsupported.py",
     "test_completion.py",
 ]
