@@ -11,6 +11,8 @@ import click
 
 from loradrop.cli.tables import size_text
 
+QUALITY_WIDTH = 240  # characters
+
 
 @click.command(
     name="inspect",
@@ -66,7 +68,10 @@ def _point_text(corrector: dict[str, Any]) -> str:
 def _quality(quality: dict[str, Any] | None) -> list[tuple[str, str]]:
     if quality is None:
         return [("quality", "not measured")]
-    return [("quality", json.dumps(quality, ensure_ascii=False))]
+    text = json.dumps(quality, ensure_ascii=False)
+    if len(text) > QUALITY_WIDTH:
+        text = f"{text[:QUALITY_WIDTH]} … ({len(text)} characters; --json shows all)"
+    return [("quality", text)]
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
