@@ -2,6 +2,7 @@
 
 #include "loradrop/drop_memory_context.h"
 #include "loradrop/errors.h"
+#include "loradrop/freed_memory.h"
 
 #include "llama-batch.h"
 #include "llama-cparams.h"
@@ -167,6 +168,7 @@ bool drop_memory::grow_to(uint32_t n_cells) {
 bool drop_memory::has_room_for_graphs() {
     if (reserved_generation != generation && reserve()) {
         reserved_generation = generation;
+        give_back_freed_memory();  // of the smaller cache and its graphs
     }
     return reserved_generation == generation;
 }
