@@ -4,6 +4,7 @@
     python recipe.py MODEL.gguf TEXTS OUT texts     the windows, of which the model writes a part itself
     python recipe.py MODEL.gguf TEXTS OUT states    what the full model gives for them (12 GB)
     python recipe.py MODEL.gguf TEXTS OUT run FIRST LAST HIDDEN STATE_STEPS STEPS    one run; may be stopped
+    python recipe.py MODEL.gguf TEXTS OUT single FIRST LAST HIDDEN STEPS    goes on from `run`, for the paper's policy
     python recipe.py MODEL.gguf TEXTS OUT join      all runs as one corrector: OUT/corrector.gguf
 
 Runs are independent of each other: start as many at once as there are cores. After `join` comes grid.py; `join` once
@@ -89,17 +90,39 @@ class _Shown:
 
 
 def make_run(model_path: Path, texts: Texts, out: Path, arguments: list[str]) -> None:
-    """Train one run of layers in OUT/run-FIRST-LAST."""
+    """Train one run of layers for refill in OUT/run-FIRST-LAST."""
     first, last, hidden, state_steps, steps = map(int, arguments)
-    options = TrainOptions(
-        shape=Shape("segment", 64, 64.0, segments=[(first, last)], hidden=hidden),
-        loop=LoopOptions(steps=steps, lr=5e-4, evaluate_every=100),
-        state_steps=state_steps,
-        share=0.4,
-        held_out=HELD_OUT * 3,
-    )
+    options = _options(first, last, hidden, steps, state_steps=state_steps)
     folder = out / f"run-{first}-{last}"
     print(train(model_path, texts, folder, options, states=out / "states", resume=True, progress=_Shown(0).at))
+
+
+def make_single(model_path: Path, texts: Texts, out: Path, arguments: list[str]) -> None:
+    """Train one run of layers for single in OUT/single-FIRST-LAST, starting from the one for refill."""
+    first, last, hidden, steps = map(int, arguments)
+    options = _options(first, last, hidden, steps, state_steps=0, refresh="single", store_kv=False)
+    print(
+        train(
+            model_path,
+            texts,
+            out / f"single-{first}-{last}",
+            options,
+            start=read_corrector(out / f"run-{first}-{last}" / "corrector"),
+            states=out / "states",
+            resume=True,
+            progress=_Shown(0).at,
+        )
+    )
+
+
+def _options(first: int, last: int, hidden: int, steps: int, **more: Any) -> TrainOptions:
+    return TrainOptions(
+        shape=Shape("segment", 64, 64.0, segments=[(first, last)], hidden=hidden),
+        loop=LoopOptions(steps=steps, lr=5e-4, evaluate_every=100),
+        share=0.4,
+        held_out=HELD_OUT * 3,
+        **more,
+    )
 
 
 def join(model_path: Path, out: Path) -> None:
@@ -158,7 +181,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("step", choices=("texts", "states", "run", "join"))
+    parser.add_argument("step", choices=("texts", "states", "run", "single", "join"))
     parser.add_argument("numbers", nargs="*")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -172,8 +195,10 @@ def main() -> None:
     texts = load_texts(args.out / "texts.npz")
     if args.step == "states":
         make_states(args.model, texts, args.out)
-    else:
+    elif args.step == "run":
         make_run(args.model, texts, args.out, args.numbers)
+    else:
+        make_single(args.model, texts, args.out, args.numbers)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@
 
 #include "loradrop/corrector.h"
 
+#include "ggml-backend.h"
+#include "llama-model.h"
+
 #include <pybind11/stl.h>
 
 #include <filesystem>
@@ -93,6 +96,16 @@ std::string model::piece(llama_token token, bool special) const {
         [&](char * text, int32_t size) { return llama_token_to_piece(vocab(), token, text, size, 0, special); });
 }
 
+std::string model::tensor_bytes(const std::string & name) const {
+    const ggml_tensor * tensor = handle->get_tensor(name.c_str());
+    if (!tensor) {
+        throw std::out_of_range(path + ": no tensor " + name);
+    }
+    std::string bytes(ggml_nbytes(tensor), '\0');
+    ggml_backend_tensor_get(tensor, bytes.data(), 0, bytes.size());
+    return bytes;
+}
+
 static py::dict metadata(const model & m) {
     py::dict out;
     for (int32_t i = 0; i < llama_model_meta_count(m.get()); ++i) {
@@ -143,6 +156,10 @@ Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown
         .def_property_readonly("n_bytes", [](const model & self) { return llama_model_size(self.get()); })
         .def_property_readonly("metadata", metadata)
         .def_property_readonly("layout_hash", [](const model & self) { return layout_hash(*self.get()); })
+        .def(
+            "tensor_bytes",
+            [](const model & self, const std::string & name) { return py::bytes(self.tensor_bytes(name)); },
+            py::arg("name"))
         .def_property_readonly("chat_template",
                                [](const model & self) -> std::optional<std::string> {
                                    const char * text = llama_model_chat_template(self.get(), nullptr);

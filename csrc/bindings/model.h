@@ -23,6 +23,9 @@ class model {
     std::string              detokenize(const std::vector<llama_token> & tokens, bool special) const;
     std::string              piece(llama_token token, bool special) const;
 
+    // A tensor as it lies in memory, quantised as it is. Throws std::out_of_range.
+    std::string tensor_bytes(const std::string & name) const;
+
     // Throws std::out_of_range.
     void check_token(llama_token token) const;
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class PackagedCorrector:
     layout_hash : str
         `Model.layout_hash` of the model.
     fingerprint : str
-        `weights_fingerprint` of the model's file.
+        SHA-256 of the weights of the model's last norm, in hexadecimal digits.
     """
 
     file_name: str
@@ -54,24 +53,5 @@ def packaged_corrector(model: Model) -> Path | None:
     alike = [known for known in PACKAGED_CORRECTORS if known.layout_hash == model.layout_hash]
     if not alike:
         return None
-    fingerprint = weights_fingerprint(model.path)
+    fingerprint = hashlib.sha256(model.tensor_bytes(FINGERPRINTED)).hexdigest()
     return next((FOLDER / known.file_name for known in alike if known.fingerprint == fingerprint), None)
-
-
-def weights_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the last norm's weights in a model's GGUF file.
-
-    Raises
-    ------
-    FileNotFoundError, ModelError
-        If it is no whole GGUF file of a model, or has no such tensor.
-    """
-    from loradrop_convert.base import read_model_header  # needed with a known layout alone, and not quick to import
-
-    header = read_model_header(path)
-    tensor = next((tensor for tensor in header.tensors if tensor.name == FINGERPRINTED), None)
-    if tensor is None:
-        raise header.failure(f"it holds no {FINGERPRINTED}")
-    with open(path, "rb") as file:
-        file.seek(tensor.offset)
-        return hashlib.sha256(file.read(tensor.n_bytes)).hexdigest()

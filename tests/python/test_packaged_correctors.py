@@ -48,6 +48,14 @@ def test_model_of_the_same_shape_but_other_weights_is_not(tmp_path: Path, smollm
         Llama(changed, rho=0.25, k=3)
 
 
+def test_tensor_bytes_are_the_files(smollm2: Path) -> None:
+    model, data = Model(str(smollm2)), smollm2.read_bytes()
+    for tensor in read_model_header(smollm2).tensors:
+        assert model.tensor_bytes(tensor.name) == data[tensor.offset : tensor.offset + tensor.n_bytes]
+    with pytest.raises(IndexError, match="no tensor output_norm"):
+        model.tensor_bytes("output_norm")
+
+
 def test_unknown_model_has_none(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", make_model(n_layer=4))
     assert packaged_corrector(Model(str(tmp_path / "tiny.gguf"))) is None
