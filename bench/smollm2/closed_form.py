@@ -1,6 +1,7 @@
 """What closed forms tell of rules and forms of a corrector, for the tables of docs/correctors.md.
 
     python closed_form.py MODEL.gguf OUT rules    decodes held-out prose with each rule: k = 3, refill, window 64
+    python closed_form.py MODEL.gguf OUT rules --layers N ...    the same of anchor-delta at these eight layers alone
     python closed_form.py MODEL.gguf OUT forms    error of a run's output on held-out windows, at 1 to 3 from the anchor
 
 OUT is the folder that recipe.py has filled: texts for `rules`, states too for `forms`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +51,41 @@ FEATURES: dict[str, Callable[[Pairs], Array]] = {
 }
 
 
-def rules(model_path: Path, out: Path) -> None:
-    """Print what each rule loses when the engine decodes with it, fitted to the engine's own states."""
+def rules(model_path: Path, out: Path, alone: Sequence[int]) -> None:
+    """Print what each rule loses when the engine decodes with it, fitted to the engine's own states.
+
+    With layers in `alone`: what anchor-delta loses at these, each fitted by itself.
+    """
     model, texts = Model(str(model_path)), load_texts(out / "texts.npz")
     with tempfile.TemporaryDirectory(prefix="loradrop-") as folder:
         job = Job(model, read_base(model_path), CalibrateOptions(k=K, rank=RANK), Path(folder), lambda *_: None)
-        layers = sorted({*SPREAD, *(i + 1 for i in SPREAD), *range(BLOCK[0], BLOCK[1] + 2)})
+        apart = alone or SPREAD
+        layers = sorted({*apart, *(i + 1 for i in apart), *range(BLOCK[0], BLOCK[1] + 2)})
         fitted_to = texts.train[:RULE_TEXTS]
         writer = StateWriter(job.folder / "states", fitted_to, {inputs_name(i): model.n_embd for i in layers})
         prefill(model, fitted_to, layers, writer, n_threads=0, advance=lambda _: None)
         samples = every_token(StateStore(job.folder / "states"), K)
-        tried = {
-            f"{reuse}, layers 10-17": layer_data(reuse, fit_block(samples, reuse, BLOCK, RANK)) for reuse in LAYER_RULES
-        }
-        tried["anchor-delta, layers 3, 5, … 17"] = _spread(samples)
-        linear = fit_linear(samples, BLOCK, job.segment_fit(hidden=0))
-        tried[f"{SEGMENT} without hidden layer, layers 10-17"] = segment_data([BLOCK], [linear])
-        reports = job.measure("", texts.held_out[:JUDGE_TEXTS], [(data, len(SPREAD)) for data in tried.values()])
+        tried = {f"anchor-delta, layers {', '.join(map(str, apart))}": _apart(samples, apart)}
+        if not alone:
+            tried = _in_block(job, samples) | tried
+        reports = job.measure("", texts.held_out[:JUDGE_TEXTS], [(data, len(apart)) for data in tried.values()])
     print("| rule | NLL rise | KL | top-1 agreement |\n|---|---|---|---|")
     for label, report in zip(tried, reports, strict=True):
         rise, total = report.total.delta_nll, report.total
         print(f"| {label} | {rise.mean:+.3f} ± {rise.margin:.3f} | {total.kl.mean:.3f} | {total.agreement.mean:.3f} |")
 
 
-def _spread(samples: LoraSteps) -> CorrectorData:
-    alone = {layer: fit_block(samples, "anchor-delta", (layer, layer), RANK)[layer] for layer in SPREAD}
-    return layer_data("anchor-delta", alone)
+def _in_block(job: Job, samples: LoraSteps) -> dict[str, CorrectorData]:
+    tried = {
+        f"{reuse}, layers 10-17": layer_data(reuse, fit_block(samples, reuse, BLOCK, RANK)) for reuse in LAYER_RULES
+    }
+    linear = fit_linear(samples, BLOCK, job.segment_fit(hidden=0))
+    return tried | {f"{SEGMENT} without hidden layer, layers 10-17": segment_data([BLOCK], [linear])}
+
+
+def _apart(samples: LoraSteps, layers: Sequence[int]) -> CorrectorData:
+    fitted = {layer: fit_block(samples, "anchor-delta", (layer, layer), RANK)[layer] for layer in layers}
+    return layer_data("anchor-delta", fitted)
 
 
 def forms(model_path: Path, out: Path) -> None:
@@ -129,8 +139,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("what", choices=("rules", "forms"))
+    parser.add_argument("--layers", type=int, nargs="+", default=())
     args = parser.parse_args()
-    (rules if args.what == "rules" else forms)(args.model, args.out)
+    if args.what == "rules":
+        rules(args.model, args.out, args.layers)
+    else:
+        forms(args.model, args.out)
 
 
 if __name__ == "__main__":
