@@ -3,8 +3,9 @@
     python grid.py MODEL.gguf OUT measure KIND WINDOWS [--policy P] [--kv-window N ...] [--rho R ...] [--k K ...]
     python grid.py MODEL.gguf OUT table KIND
 
-KIND is prose, documents or own: the windows that recipe.py has set apart in OUT/texts.npz. The corrector is
-OUT/corrector.gguf. Each point's result is kept in OUT/grid-KIND.json, so a stopped run goes on where it was.
+KIND is prose, documents or own: the windows that recipe.py has set apart in OUT/texts.npz. Correctors are
+OUT/refill.gguf and OUT/single.gguf. Each point's result is kept in OUT/grid-KIND.json, so a stopped run goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Poin
     windows = windows_of(out, kind, n_windows)
     for at in range(0, len(missing), AT_ONCE):
         chosen = missing[at : at + AT_ONCE]
-        report = perplexity(
-            model, windows, chosen, corrector=out / "corrector.gguf", prompt=PROMPT, n_threads=n_threads
-        )
+        report = perplexity(model, windows, chosen, prompt=PROMPT, n_threads=n_threads)
         done["full"] = report.full.to_dict()
         done |= {key(point, n_windows): result(found) for point, found in zip(chosen, report.points, strict=True)}
         temporary = path.with_suffix(".tmp")
@@ -113,7 +112,7 @@ def main() -> None:
         return
     kept = args.kv_window if args.policy == "refill" else [0]
     points = [
-        Point(rho=rho, k=k, refresh=args.policy, kv_window=kv_window)
+        Point(rho=rho, k=k, refresh=args.policy, kv_window=kv_window, corrector=args.out / f"{args.policy}.gguf")
         for kv_window, rho, k in itertools.product(kept, args.rho, args.k)
     ]
     measure(args.model, args.out, args.kind, args.windows, points, args.threads)

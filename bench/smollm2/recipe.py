@@ -5,7 +5,8 @@
     python recipe.py MODEL.gguf TEXTS OUT states    what the full model gives for them (12 GB)
     python recipe.py MODEL.gguf TEXTS OUT run FIRST LAST HIDDEN STATE_STEPS STEPS    one run; may be stopped
     python recipe.py MODEL.gguf TEXTS OUT single FIRST LAST HIDDEN STEPS    goes on from `run`, for the paper's policy
-    python recipe.py MODEL.gguf TEXTS OUT join      all runs as one corrector: OUT/corrector.gguf
+    python recipe.py MODEL.gguf TEXTS OUT join      all runs as one corrector for each policy:
+                                                    OUT/refill.gguf, OUT/single.gguf
 
 Runs are independent of each other: start as many at once as there are cores. After `join` comes grid.py; `join` once
 more then puts what it measured into the file, and the recommended point. Needs the extra ``train``.
@@ -125,29 +126,42 @@ def _options(first: int, last: int, hidden: int, steps: int, **more: Any) -> Tra
     )
 
 
-def join(model_path: Path, out: Path) -> None:
-    """Write OUT/corrector.gguf from all runs, the shortest first."""
-    parts = sorted((read_corrector(folder) for folder in out.glob("run-*/corrector")), key=_length)
+def join(model_path: Path, out: Path, refresh: str) -> None:
+    """Write OUT/REFRESH.gguf from all runs, the shortest first; those not trained for single are as for refill."""
+    found = {path.parent.name.removeprefix("run-"): path for path in out.glob("run-*/corrector")}
+    if refresh == "single":
+        found |= {path.parent.name.removeprefix("single-"): path for path in out.glob("single-*/corrector")}
+    parts = sorted(map(read_corrector, found.values()), key=_length)
     tensors = {
         name.replace("seg.0.", f"seg.{index}."): tensor
         for index, part in enumerate(parts)
         for name, tensor in part.tensors.items()
     }
     segments = [part.segments[0] for part in parts]
-    joined = CorrectorData(reuse="segment", rank=64, alpha=64.0, tensors=tensors, layers=[], segments=segments)
-    measured = {kind: out / f"grid-{kind}.json" for kind in KINDS if (out / f"grid-{kind}.json").exists()}
+    joined = CorrectorData(
+        reuse="segment", rank=64, alpha=64.0, tensors=tensors, layers=[], segments=segments, refresh=refresh
+    )
+    measured = {kind: json.loads((out / f"grid-{kind}.json").read_text()) for kind in KINDS if _has_grid(out, kind)}
     if measured:
-        points = {kind: json.loads(path.read_text()) for kind, path in measured.items()}
+        points = {kind: [row for row in _rows(found) if row["refresh"] == refresh] for kind, found in measured.items()}
         best = recommended(points["prose"])
         quality = {"windows": "256 tokens, 64 of them prompt", "points": {k: short(rows) for k, rows in points.items()}}
-        joined = replace(joined, rho=best["rho"], k=best["k"], refresh=best["refresh"], quality=quality)
+        joined = replace(joined, rho=best["rho"], k=best["k"], quality=quality)
         print(f"recommended: rho {best['rho']}, k {best['k']}, {best['total']['delta_nll']['mean']:+.3f}")
-    write_sidecar(out / "corrector.gguf", joined, read_base(model_path), type="q8_0", force=True)
+    write_sidecar(out / f"{refresh}.gguf", joined, read_base(model_path), type="q8_0", force=True)
 
 
-def recommended(rows: dict[str, Any]) -> dict[str, Any]:
-    """Return the point that leaves out most within 0.05 nats, with refill and a window of 64; or what loses least."""
-    measured = [row for name, row in rows.items() if name.startswith("refill 64 ")]
+def _has_grid(out: Path, kind: str) -> bool:
+    return (out / f"grid-{kind}.json").exists()
+
+
+def _rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for name, row in measured.items() if name != "full"]
+
+
+def recommended(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the point that leaves out most within 0.05 nats, of a window of 64 with refill; or what loses least."""
+    measured = [row for row in rows if row["kv_window"] in (None, 64)]
 
     def loss(row: dict[str, Any]) -> float:
         return float(row["total"]["delta_nll"]["mean"])
@@ -160,13 +174,12 @@ def recommended(rows: dict[str, Any]) -> dict[str, Any]:
     return max(good, key=left_out) if good else min(measured, key=loss)
 
 
-def short(rows: dict[str, Any]) -> list[dict[str, Any]]:
+def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what a corrector's file says of each point."""
     return [
         {name: row[name] for name in ("refresh", "kv_window", "rho", "k")}
         | {name: round(row["total"][name]["mean"], 4) for name in ("delta_nll", "kl", "agreement")}
-        for key, row in rows.items()
-        if key != "full"
+        for row in rows
     ]
 
 
@@ -190,7 +203,8 @@ def main() -> None:
         make_texts(args.model, args.texts, args.out)
         return
     if args.step == "join":
-        join(args.model, args.out)
+        for refresh in ("refill", "single"):
+            join(args.model, args.out, refresh)
         return
     texts = load_texts(args.out / "texts.npz")
     if args.step == "states":

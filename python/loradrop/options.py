@@ -175,7 +175,7 @@ def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
     corrector = Corrector.load(path, model)
     if corrector is None and options.corrector is not None:
         raise CorrectorError(f"corrector={path!r}: the file holds no corrector; give a sidecar made for this model")
-    packaged = packaged_corrector(model) if corrector is None and options.rho else None
+    packaged = packaged_corrector(model, options.refresh) if corrector is None and options.rho else None
     return corrector if packaged is None else Corrector.load(os.fspath(packaged), model)
 
 

@@ -22,6 +22,17 @@ def test_every_file_is_there_and_known() -> None:
     assert {path.name for path in FOLDER.glob("*.gguf")} == {known.file_name for known in PACKAGED_CORRECTORS}
 
 
+def test_each_policy_has_its_own(smollm2: Path) -> None:
+    model = Model(str(smollm2))
+    files = [packaged_corrector(model, known.refresh) for known in PACKAGED_CORRECTORS]
+    assert files == [FOLDER / known.file_name for known in PACKAGED_CORRECTORS]
+    for known, path in zip(PACKAGED_CORRECTORS, files, strict=True):
+        corrector = Corrector.load(str(path), model)
+        assert corrector is not None and corrector.refresh == known.refresh
+        with Llama("smollm2", rho=0.25, refresh=known.refresh, n_ctx=128) as llm:
+            assert llm.corrector is not None and Path(llm.corrector.path) == path
+
+
 def test_renamed_model_is_known(tmp_path: Path, smollm2: Path) -> None:
     renamed = tmp_path / "other.gguf"
     renamed.symlink_to(smollm2)
