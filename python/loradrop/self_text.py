@@ -12,6 +12,7 @@ from loradrop.checks import check_float, check_int
 from loradrop.state_store import States, Tokens
 
 N_PARALLEL = 16  # sequences at once; a batch of them costs little more than one
+MAX_SEED = 2**31 - 1  # each text adds one to it
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}loradrop\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -63,6 +64,7 @@ def write_texts(
     """
     check_int("n_texts", n_texts, 1, 2**31 - 1)
     check_int("n_tokens", n_tokens, 1, 2**20)
+    check_int("seed", seed, 0, MAX_SEED)
     check_float("temperature", temperature, 0.0, 100.0)
     turns = _turns(model)
     n_parallel = min(N_PARALLEL, n_texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from loradrop_convert.output import check_space, no_room_names
+
 F16_MAX = 65504.0
+N_SKIPPED = 4  # first tokens of a text, whose states are unlike all others
 Tokens = NDArray[np.int32]
 States = NDArray[np.float16]
 
@@ -27,6 +31,8 @@ class StateStore:
     Attributes
     ----------
     tokens : int32 array [n_texts, n_tokens]
+    model : str
+        What tells the model from others.
 
     Raises
     ------
@@ -40,6 +46,7 @@ class StateStore:
         if not done:
             raise FileNotFoundError(f"{self._folder}: holds no states; give the folder of an earlier run")
         self.tokens: Tokens = np.load(self._folder / "tokens.npy")[:done]
+        self.model: str = _read_done(self._folder).get("model", "")
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -83,6 +90,8 @@ class StateWriter:
     tokens : int32 array [n_texts, n_tokens]
     widths : mapping of str to int
         Name of each kind of states -> numbers for each token; see `inputs_name`.
+    model : str
+        What tells the model from others; a folder is gone on with by the same one alone.
 
     Attributes
     ----------
@@ -92,11 +101,15 @@ class StateWriter:
     Raises
     ------
     ValueError
-        If the folder holds the states of other texts or lacks one of the names.
+        If the folder holds the states of other texts, of another model or of other sizes, or lacks one of the names.
+    OSError
+        If there is no room for them; all of it is taken at once.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], tokens: Tokens, widths: Mapping[str, int]) -> None:
-        self._folder = Path(folder)
+    def __init__(
+        self, folder: str | os.PathLike[str], tokens: Tokens, widths: Mapping[str, int], *, model: str = ""
+    ) -> None:
+        self._folder, self._model = Path(folder), model
         self._folder.mkdir(parents=True, exist_ok=True)
         self._start(tokens)
         self.done = _n_done(self._folder)
@@ -128,23 +141,48 @@ class StateWriter:
             known[self.done : self.done + n] = tokens
             known.flush()
         self.done += n
-        _write_done(self._folder, self.done)
+        self._write_done(self.done)
 
     def _start(self, tokens: Tokens) -> None:
         path = self._folder / "tokens.npy"
         if not path.exists():
             np.save(path, tokens)
-            _write_done(self._folder, 0)
+            self._write_done(0)
         elif not np.array_equal(np.load(path), tokens):
             raise ValueError(f"{self._folder}: holds the states of other texts; give an empty folder")
+        elif _read_done(self._folder).get("model") != self._model:
+            raise ValueError(f"{self._folder}: holds the states of another model; give an empty folder")
 
     def _open(self, name: str, shape: tuple[int, int, int]) -> States:
         path = _path(self._folder, name)
-        if not path.exists():
-            if self.done:
-                raise ValueError(f"{self._folder}: lacks the {name}; give an empty folder")
-            return open_memmap(path, "w+", np.float16, shape)
-        return open_memmap(path, "r+")
+        if path.exists():
+            states: States = open_memmap(path, "r+")
+            if states.shape != shape:
+                raise ValueError(f"{path}: holds {list(states.shape)} numbers, not {list(shape)}; give an empty folder")
+            return states
+        if self.done:
+            raise ValueError(f"{self._folder}: lacks the {name}; give an empty folder")
+        return _new_file(path, shape)
+
+    def _write_done(self, texts: int) -> None:
+        temporary = self._folder / "done.json.tmp"
+        temporary.write_text(json.dumps({"texts": texts, "model": self._model}))
+        os.replace(temporary, self._folder / "done.json")
+
+
+def _new_file(path: Path, shape: tuple[int, int, int]) -> States:
+    """Return a file of states, mapped, with its room taken: a mapping that meets a full disk kills the process."""
+    n_bytes = 2 * math.prod(shape)
+    check_space(path, n_bytes)
+    try:
+        states: States = open_memmap(path, "w+", np.float16, shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file, no_room_names(path):
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return states
 
 
 def inputs_name(layer: int) -> str:
@@ -157,11 +195,10 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _n_done(folder: Path) -> int:
+    return int(_read_done(folder)["texts"])
+
+
+def _read_done(folder: Path) -> dict[str, Any]:
     path = folder / "done.json"
-    return int(json.loads(path.read_text())["texts"]) if path.exists() else 0
-
-
-def _write_done(folder: Path, texts: int) -> None:
-    temporary = folder / "done.json.tmp"
-    temporary.write_text(json.dumps({"texts": texts}))
-    os.replace(temporary, folder / "done.json")
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"texts": 0, "model": ""}
+    return found

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from loradrop._core import Context, Corrector, Model
+from loradrop._core import Context, Corrector, CorrectorError, Model
 from loradrop.cli import main
 from loradrop.self_text import write_texts
 from tiny import make_model, write_gguf
@@ -32,6 +32,9 @@ from loradrop.train.student import Shape, Student  # noqa: E402
 from loradrop.train.texts import Texts, load_texts, split_texts  # noqa: E402
 from loradrop.train.timeline import Timeline  # noqa: E402
 from loradrop.train.train import TrainOptions, train  # noqa: E402
+from loradrop_convert.base import read_base  # noqa: E402
+from loradrop_convert.corrector import CorrectorData  # noqa: E402
+from loradrop_convert.folder import read_folder_base  # noqa: E402
 from loradrop_convert.sources import read_corrector  # noqa: E402
 
 N_LAYER = 6
@@ -113,6 +116,101 @@ def test_resumed_training_is_the_same(tmp_path: Path, model_path: Path, texts: T
     assert [row["step"] for row in log_of(tmp_path / "parts")] == [0, 10, 20]
 
 
+def test_an_interrupt_leaves_a_checkpoint(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("distilling") and done == 13:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(model_path, texts, tmp_path, options(SEGMENT), progress=stop)
+    train(model_path, texts, tmp_path, options(SEGMENT), resume=True, progress=lambda *what: seen.append(what[1]))
+    assert seen[-7:] == list(range(14, 21))
+
+
+def test_each_segment_is_regressed_once(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    shape = Shape("segment", 4, 4.0, segments=((3, 3), (2, 4)), hidden=8)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("states of layers 2 to 4") and done == 2:
+            raise KeyboardInterrupt
+
+    seen: list[str] = []
+    whole = train(model_path, texts, tmp_path / "whole", options(shape))
+    with pytest.raises(KeyboardInterrupt):
+        train(model_path, texts, tmp_path / "parts", options(shape), progress=stop)
+    arguments = {"resume": True, "progress": lambda *what: seen.append(what[0])}
+    parts = train(model_path, texts, tmp_path / "parts", options(shape), **arguments)  # type: ignore[arg-type]
+    assert not any(what.startswith("states of layers 3 to 3") for what in seen)
+    assert any(what.startswith("states of layers 2 to 4") for what in seen)
+    for dropped in ("3-3", "2-4"):
+        assert parts[dropped].kl == pytest.approx(whole[dropped].kl, rel=1e-4)
+
+
+@pytest.mark.parametrize("reuse", ["segment", "anchor-delta"])
+def test_training_begins_where_it_is_told(tmp_path: Path, model_path: Path, texts: Texts, reuse: str) -> None:
+    first = train(model_path, texts, tmp_path / "first", options(SHAPES[reuse]))
+    start = read_corrector(tmp_path / "first" / "corrector")
+    halved = {name: t / 2 if name.endswith(("_b.weight", ".b.weight")) else t for name, t in start.tensors.items()}
+    same = replace(start, alpha=2 * start.alpha, tensors=halved)  # s B A is what it was
+    again = train(model_path, texts, tmp_path / "again", options(SHAPES[reuse], steps=0, state_steps=0), start=same)
+    for dropped, result in first.items():
+        assert again[dropped].kl == pytest.approx(result.kl, rel=1e-4)
+    if reuse == "segment":  # a hidden layer is added without effect
+        parts = ("gate", "up", "down")
+        without = {name: t for name, t in start.tensors.items() if name.split(".")[-2] not in parts}
+        shape, linear = replace(SEGMENT, hidden=0), replace(start, tensors=without)
+        two = [
+            train(model_path, texts, tmp_path / str(hidden), options(chosen, steps=0, state_steps=0), start=linear)
+            for hidden, chosen in ((0, shape), (16, SEGMENT))
+        ]
+        assert two[0]["2-3"].kl == pytest.approx(two[1]["2-3"].kl, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"reuse": "anchor-delta", "layers": [2, 3], "segments": []}, "start: its reuse is anchor-delta, segment is"),
+        ({"segments": [(2, 4)]}, r"start: its segments is \[\(2, 4\)\]"),
+        ({"rank": 8}, "start: its rank is 8, 4 is asked for"),
+        ({"tensors": {"lora_drop.seg.0.down.weight": np.zeros((32, 8), np.float32)}}, r"has shape \[32, 8\], expected"),
+    ],
+)
+def test_start_of_another_shape(
+    tmp_path: Path, model_path: Path, texts: Texts, change: dict[str, object], says: str
+) -> None:
+    start = CorrectorData("segment", 4, 4.0, {}, [], [(2, 3)])
+    with pytest.raises(ValueError, match=says):
+        train(model_path, texts, tmp_path / "out", options(SEGMENT), start=replace(start, **change))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"segments": ((2, 5),)}, "shape: segments names layer 5; layers 1 to 4 of this model can drop"),
+        ({"segments": ((2, 9),)}, "shape: segments names layer 9"),
+        ({"rank": 33}, "shape: rank is 33, expected 1 to 32"),
+        ({"reuse": "anchor-delta", "segments": (), "layers": (2, 3, 2)}, "names layer 2 twice"),
+    ],
+)
+def test_shape_that_does_not_fit_the_model(
+    tmp_path: Path, model_path: Path, texts: Texts, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(CorrectorError, match=says):
+        train(model_path, texts, tmp_path / "out", options(replace(SEGMENT, **change)))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_states_of_another_model_are_refused(tmp_path: Path, model_path: Path, texts: Texts) -> None:
+    settings = options(SEGMENT, steps=0, state_steps=0)
+    train(model_path, texts, tmp_path / "first", settings)
+    other = tmp_path / "other.gguf"
+    write_gguf(other, make_model(n_layer=N_LAYER, n_embd=32, n_ff=48, seed=1))
+    with pytest.raises(ValueError, match="holds the states of another model"):
+        train(other, texts, tmp_path / "second", settings, states=tmp_path / "first" / "states")
+
+
 def test_learning_rate_comes_down_by_the_end_of_the_time(tmp_path: Path, model_path: Path, texts: Texts) -> None:
     settings = options(SEGMENT, state_steps=0)
     settings = replace(settings, loop=replace(settings.loop, steps=100_000, seconds=3.0))
@@ -126,6 +224,8 @@ def test_engine_loads_what_is_written(tmp_path: Path, model_path: Path, texts: T
     model = Model(str(model_path))
     corrector = Corrector.load(str(tmp_path / "corrector.gguf"), model)
     assert corrector is not None and corrector.layers == [3, 2]
+    assert (corrector.rho, corrector.k, corrector.refresh) == (pytest.approx(2 / N_LAYER), 2, "refill")
+    assert read_folder_base(tmp_path / "corrector") == read_base(model_path)
     context = Context(model, n_ctx=64, corrector=corrector, rho=2 / N_LAYER, k=2)
     assert context.dropped_layers == [2, 3]
 
@@ -244,7 +344,10 @@ def test_command_trains_and_resumes(tmp_path: Path, model_path: Path) -> None:
     arguments += ["--state-steps", "4", "--steps", "4", "--evaluate-every", "2", "--threads", "1"]
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
-    assert "--resume" in CliRunner().invoke(main, arguments).output
+    before = (tmp_path / "out" / "texts.npz").read_bytes()
+    refused = CliRunner().invoke(main, [*arguments, "--seed", "5"])
+    assert refused.exit_code == 1 and "--resume" in refused.output
+    assert (tmp_path / "out" / "texts.npz").read_bytes() == before
     again = CliRunner().invoke(main, [*arguments, "--resume"])
     assert again.exit_code == 0, again.output
     assert Corrector.load(str(tmp_path / "out" / "corrector.gguf"), Model(str(model_path))) is not None

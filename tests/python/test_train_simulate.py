@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from loradrop.train.decoder import KeysAndValues, LayeredDecoder  # noqa: E402
-from loradrop.train.modules import layer_runs, segment_run  # noqa: E402
 from loradrop.train.simulate import Frozen, Run, simulate  # noqa: E402
+from loradrop.train.student import Shape, Student  # noqa: E402
 from loradrop.train.timeline import Timeline  # noqa: E402
 
 N_PROMPT = 9
@@ -53,11 +53,17 @@ def engine_logits(
     return out
 
 
-def runs_of(corrector: TinyCorrector, n_embd: int) -> list[Run]:
-    scale = corrector.alpha / corrector.rank
-    if corrector.segments:
-        return [segment_run(corrector.segments, 0, n_embd, corrector.rank, scale, corrector.tensors)]
-    return layer_runs(corrector.reuse, corrector.layers, n_embd, corrector.rank, scale, corrector.tensors)
+def runs_of(corrector: TinyCorrector, decoder: LayeredDecoder) -> list[Run]:
+    down = corrector.tensors.get("lora_drop.seg.0.down.weight")
+    shape = Shape(
+        corrector.reuse,
+        corrector.rank,
+        corrector.alpha,
+        corrector.layers or (),
+        corrector.segments or (),
+        0 if down is None else down.shape[1],
+    )
+    return Student(decoder, shape, corrector.tensors).runs(0 if corrector.segments else len(corrector.layers))
 
 
 @pytest.mark.parametrize("refresh", ["single", "refill"])
@@ -90,7 +96,7 @@ def test_simulation_equals_engine(
     decoder = LayeredDecoder(transformers_model(model))
     timeline = Timeline(N_TOKENS, N_PROMPT, k, refresh, window)
     with torch.no_grad():
-        hidden = simulate(decoder, runs_of(corrector, model.n_embd), torch.tensor([tokens]), timeline)
+        hidden = simulate(decoder, runs_of(corrector, decoder), torch.tensor([tokens]), timeline)
         logits = decoder.logits(hidden)[0].numpy()
     positions = timeline.lora if refresh == "refill" else timeline.position
 
@@ -105,9 +111,9 @@ def test_simulation_equals_engine(
 @pytest.mark.parametrize("refresh", ["single", "refill"])
 def test_frozen_states_change_nothing(refresh: str, with_kv: bool) -> None:
     model = make_model(n_layer=N_LAYER)
-    runs = runs_of(make_corrector(model, "segment", segments=[SEGMENT]), model.n_embd)
-    tokens = torch.tensor(np.random.default_rng(4).integers(3, model.n_vocab, (2, N_TOKENS)))
     decoder = LayeredDecoder(transformers_model(model))
+    runs = runs_of(make_corrector(model, "segment", segments=[SEGMENT]), decoder)
+    tokens = torch.tensor(np.random.default_rng(4).integers(3, model.n_vocab, (2, N_TOKENS)))
     timeline = Timeline(N_TOKENS, N_PROMPT, 3, refresh)
     kv = {}
     with torch.no_grad():

@@ -14,11 +14,10 @@ from loradrop.analyze.redundancy import layer_cosines
 from loradrop.analyze.report import Analysis, layer_reports
 from loradrop.calibrate.engine_states import engine_states
 from loradrop.calibrate.layers import Parts, fit_layers
-from loradrop.calibrate.pairs import N_SKIPPED
 from loradrop.evaluate import Estimate
 from loradrop.evaluate.windows import check_windows
 from loradrop.progress import StageProgress, stage_counter
-from loradrop.state_store import Tokens
+from loradrop.state_store import N_SKIPPED, Tokens
 from loradrop_convert.base import read_base
 from loradrop_convert.corrector import ANCHOR_DELTA
 

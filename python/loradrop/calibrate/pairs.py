@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loradrop.state_store import StateStore
+from loradrop.state_store import N_SKIPPED, StateStore
 
 Array = NDArray[np.floating[Any]]
 NORM_EPS = 1e-5  # of the engine's reuse rules
-N_SKIPPED = 4  # first tokens of a text, whose states are unlike all others
 
 
 class Pairs(NamedTuple):

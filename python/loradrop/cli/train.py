@@ -25,7 +25,8 @@ CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows 
 
     Needs the extra `train` (pip install "loradrop[train]"). What a frozen model gives for the texts is computed once
     and kept in OUT/states; then come regression of its states (for the rule segment) and distillation of its
-    predictions on the schedule as it is decoded. Ctrl-C loses nothing since the last evaluation: go on with --resume.
+    predictions on the schedule as it is decoded. Ctrl-C during that leaves a checkpoint: go on with --resume, which
+    keeps the texts of the first start.
 
     {MODEL_HELP} A Hugging Face folder needs --tokenizer, a GGUF file of the same model.""",
 )
@@ -121,6 +122,8 @@ def command(
     from loradrop_convert.sources import read_corrector
 
     chosen = _train_options(options, seed)
+    if not resume:
+        training.check_new(out)
     if dataset is not None and texts is None:
         raise click.UsageError("--texts is missing: say how many windows to take from the dataset")
     if threads is not None:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from loradrop.checks import check_float, check_int
 from loradrop.train.batches import Batch, BatchSource
 from loradrop.train.evaluate import Fidelity, fidelity
 from loradrop.train.regress import schedule_factor
 from loradrop.train.student import Student
 
+CHECKPOINT = "checkpoint.pt"
 FIELDS = ("step", "seconds", "tokens", "loss", "lr", "dropped", "kl", "nll_rise", "agreement")
 
 
@@ -53,6 +55,15 @@ class LoopOptions:
     evaluate_every: int = 200
     seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        check_int("steps", self.steps, 0)
+        check_float("lr", self.lr, 0.0)
+        check_float("ce_weight", self.ce_weight, 0.0)
+        check_float("state_weight", self.state_weight, 0.0)
+        check_int("evaluate_every", self.evaluate_every, 1)
+        if self.seconds is not None:
+            check_float("seconds", self.seconds, 0.0)
+
 
 class Training:
     """A student on its way: `run` trains it to the end, or on from the checkpoint in its folder.
@@ -71,6 +82,11 @@ class Training:
         Decides devices and processes; started by accelerate's launcher it spans several.
     precision : torch.autocast, optional
         In which losses are computed.
+
+    Attributes
+    ----------
+    n_regressed : int
+        Segments that have been through the first stage; part of the checkpoint.
     """
 
     def __init__(
@@ -87,11 +103,12 @@ class Training:
         self._precision: AbstractContextManager[Any] = nullcontext() if precision is None else precision
         self._student, self._source, self._held_out = student, source, held_out
         self._options = options
-        self._checkpoint, self._log = folder / "checkpoint.pt", folder / "log.csv"
+        self._checkpoint, self._log = folder / CHECKPOINT, folder / "log.csv"
         parameters = list(student.correctors.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-3)
         self._model, self._optimizer = self._accelerator.prepare(student, optimizer)
         self._step, self._seconds, self._tokens = 0, 0.0, 0
+        self.n_regressed = 0
 
     def resume(self) -> bool:
         """Go on from the checkpoint, if there is one; return whether there was."""
@@ -101,16 +118,24 @@ class Training:
         self._student.correctors.load_state_dict(saved["correctors"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._step, self._seconds, self._tokens = saved["step"], saved["seconds"], saved["tokens"]
+        self.n_regressed = saved["n_regressed"]
         return True
 
     def run(self, advance: Callable[[int, float], None] | None = None) -> dict[str, Fidelity]:
-        """Train, and return the last evaluation, by the layers that drop.
+        """Train, and return the last evaluation, by the layers that drop; an interrupt leaves a checkpoint.
 
         Parameters
         ----------
         advance : callable, optional
             Called after each step with its number and the mean loss since the last evaluation.
         """
+        try:
+            return self._run(advance)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
+    def _run(self, advance: Callable[[int, float], None] | None) -> dict[str, Fidelity]:
         options, start = self._options, time.monotonic() - self._seconds
         result = None if self._log.exists() else self._evaluate(float("nan"), 0.0)
         losses: list[float] = []
@@ -194,6 +219,7 @@ class Training:
             "step": self._step,
             "seconds": self._seconds,
             "tokens": self._tokens,
+            "n_regressed": self.n_regressed,
         }
         torch.save(state, temporary)
         os.replace(temporary, self._checkpoint)

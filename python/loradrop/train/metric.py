@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from loradrop.state_store import N_SKIPPED
 from loradrop.train.decoder import LayeredDecoder
 
-N_SKIPPED = 4  # first tokens, whose states are unlike all others
 FLOOR = 0.03  # of the mean eigenvalue, so that no direction is free
 
 

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loradrop.state_store import StateStore
+from loradrop.state_store import N_SKIPPED, StateStore
 from loradrop.train.loss import state_distance
-from loradrop.train.metric import N_SKIPPED
 from loradrop.train.rules import SegmentCorrector
 
 WARM_UP = 50  # steps

@@ -26,7 +26,7 @@ class LayerCorrector(nn.Module):
     Parameters
     ----------
     reuse : str
-        The rule; formulas in the README of the file format and in `forward`.
+        The rule; formulas in csrc/loradrop/reuse_rule.h and in `forward`.
     n_embd, rank : int
         Width of the model, and of the correction.
     scale : float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
 from loradrop.train.decoder import KeysAndValues, LayeredDecoder
 
+SAMPLED = 256  # weights of each tensor that tell models apart
 KV = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -56,7 +58,7 @@ def collect(
     widths = {inputs_name(layer): decoder.n_embd for layer in layers}
     for layer in kv_layers:
         widths |= {key_name(layer): decoder.n_embd_kv, value_name(layer): decoder.n_embd_kv}
-    writer = StateWriter(folder, tokens, widths)
+    writer = StateWriter(folder, tokens, widths, model=fingerprint(decoder))
     if writer.done and advance is not None:
         advance(writer.done)
     while writer.done < len(tokens):
@@ -65,6 +67,16 @@ def collect(
         if advance is not None:
             advance(len(ids))
     return StateStore(folder)
+
+
+def fingerprint(decoder: LayeredDecoder) -> str:
+    """Return what tells a model from others, other quantisations and other states of training: a hash of a sample."""
+    digest = hashlib.sha256()
+    for name, weights in decoder.named_parameters():
+        flat = weights.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLED)].to("cpu", torch.bfloat16)  # the same for either precision
+        digest.update(f"{name} {tuple(weights.shape)}".encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def stored_kv(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from loradrop.checks import check_choice, check_int
 from loradrop.train.decoder import LayeredDecoder
 from loradrop.train.loss import divergence, next_token, relative_distance
-from loradrop.train.modules import Tensors, layer_prefix, load_module, module_tensors, segment_prefix
+from loradrop.train.modules import Tensors, load_module, module_tensors
 from loradrop.train.rules import LayerCorrector, SegmentCorrector
 from loradrop.train.simulate import Frozen, Run, simulate
 from loradrop.train.timeline import Timeline
+from loradrop_convert.corrector import REUSE_RULES, layer_tensor, segment_tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Shape:
     segments: Sequence[tuple[int, int]] = ()
     hidden: int = 0
 
+    def __post_init__(self) -> None:
+        check_choice("reuse", self.reuse, REUSE_RULES)
+        check_int("rank", self.rank, 1)
+        check_int("hidden", self.hidden, 0)
+
     @property
     def choices(self) -> range:
         """Return what `Student.runs` takes: an index into `segments`, or a count of `layers`."""
@@ -57,7 +65,7 @@ class Student(nn.Module):
     decoder : LayeredDecoder
     shape : Shape
     start : mapping of str to float32 array, optional
-        Tensors of a corrector file to begin with.
+        Tensors of a corrector file to begin with; those that are not among them begin at random, without effect.
     """
 
     def __init__(
@@ -66,19 +74,19 @@ class Student(nn.Module):
         super().__init__()
         self.decoder, self.shape = decoder, shape
         scale, n_embd = shape.alpha / shape.rank, decoder.n_embd
-        self._prefixes = [segment_prefix(i) for i in range(len(shape.segments))] or [
-            layer_prefix(i) for i in shape.layers
+        self._names = [partial(segment_tensor, i) for i in range(len(shape.segments))] or [
+            partial(layer_tensor, i) for i in shape.layers
         ]
         self.correctors = nn.ModuleList(
             SegmentCorrector(n_embd, shape.rank, shape.hidden, scale)
             if shape.segments
             else LayerCorrector(shape.reuse, n_embd, shape.rank, scale)
-            for _ in self._prefixes
+            for _ in self._names
         )
         self.correctors.to(decoder.device)
         if start is not None:
-            for prefix, module in zip(self._prefixes, self.correctors, strict=True):
-                load_module(module, prefix, start)
+            for name, module in zip(self._names, self.correctors, strict=True):
+                load_module(module, name, start)
 
     def runs(self, choice: int) -> list[Run]:
         """Return what drops for one of `Shape.choices`, in the order of the layers."""
@@ -95,8 +103,8 @@ class Student(nn.Module):
     def tensors(self) -> Tensors:
         """Return all parameters under their names in a corrector file."""
         out: Tensors = {}
-        for prefix, module in zip(self._prefixes, self.correctors, strict=True):
-            out |= module_tensors(module, prefix)
+        for name, module in zip(self._names, self.correctors, strict=True):
+            out |= module_tensors(module, name)
         return out
 
     def forward(

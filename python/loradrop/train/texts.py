@@ -13,6 +13,7 @@ from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
 from loradrop.state_store import Tokens
 from loradrop.text_files import read_texts
+from loradrop_convert.output import complete_file
 
 HELD_OUT_EVERY = 16
 MOST_HELD_OUT = 64  # windows of files that only judge
@@ -28,7 +29,8 @@ class Texts:
 
 def save_texts(path: Path, texts: Texts) -> None:
     """Write the windows, so that a resumed training has the same ones without writing or tokenising anew."""
-    np.savez(path, train=texts.train, held_out=texts.held_out)
+    with complete_file(path, force=True) as temporary, temporary.open("wb") as file:
+        np.savez(file, train=texts.train, held_out=texts.held_out)
 
 
 def load_texts(path: Path) -> Texts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,17 +15,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from loradrop.checks import check_choice, check_float, check_int
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import MAX_INT32, REFRESH_POLICIES
 from loradrop.progress import StageProgress, counter
+from loradrop.self_text import MAX_SEED
 from loradrop.state_store import StateStore
 from loradrop.train.batches import Batch, BatchSource, kv_layers_needed, layers_needed
 from loradrop.train.decoder import LayeredDecoder, load_decoder
 from loradrop.train.evaluate import Fidelity
-from loradrop.train.loop import LoopOptions, Training
+from loradrop.train.loop import CHECKPOINT, LoopOptions, Training
 from loradrop.train.metric import fisher_metric
 from loradrop.train.plot import plot_log
 from loradrop.train.regress import regress
 from loradrop.train.rules import SegmentCorrector
+from loradrop.train.start import shape_of_start
 from loradrop.train.states import collect
 from loradrop.train.student import Shape, Student
 from loradrop.train.texts import Texts
@@ -33,8 +35,10 @@ from loradrop_convert.base import read_base
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.folder import write_folder
 from loradrop_convert.gguf_file import write_sidecar
+from loradrop_convert.rules import check_rules
 
 METRIC_TEXTS = 24  # their tokens tell enough of a layer's directions
+WITHIN = 0.05  # nats that the recommended point may lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +98,16 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_choice("refresh", self.refresh, REFRESH_POLICIES)
         check_float("share", self.share, 1e-6, 1.0)
+        check_float("state_lr", self.state_lr, 0.0)
         check_int("batch", self.batch, 1)
         check_int("prompt", self.prompt[0], 1, self.prompt[1])
+        check_int("state_steps", self.state_steps, 0)
+        check_int("held_out", self.held_out, 1)
+        check_int("seed", self.seed, 0, MAX_SEED)
+        if self.kv_window is not None:
+            check_int("kv_window", self.kv_window, 0, MAX_INT32)
+        if not self.ks:
+            raise ValueError("ks: there are none; give at least one")
         for k in self.ks:
             check_int("k", k, 1)
 
@@ -125,7 +137,8 @@ def train(
         ``log.csv``, ``loss.png``, ``options.json``, ``checkpoint.pt``, and the stored states in ``states/``.
     options : TrainOptions
     start : CorrectorData, optional
-        Where to begin, for example what `loradrop calibrate` gave; it has the shape of `options`.
+        Where to begin, for example what `loradrop calibrate` gave: of the rule, layers and sizes of `options`. Its
+        alpha holds; what it lacks, a hidden layer for example, begins without effect.
     states : path, optional
         A folder with the full model's states of the same texts, which several trainings may share; ``states`` in
         `out` if there is none.
@@ -138,36 +151,44 @@ def train(
     ------
     FileExistsError
         If `out` holds a training and `resume` is not given.
+    CorrectorError
+        If the model has no such layers, or a size does not fit it.
     ValueError
-        If the model cannot be taken apart, or the texts are shorter than the prompt.
+        If the model cannot be taken apart, the texts are shorter than the prompt, or `start` does not suit.
     """
     out, show = Path(out), progress or (lambda *_: None)
-    if (out / "checkpoint.pt").exists() and not resume:
-        raise FileExistsError(f"{out} holds a training; go on with it by --resume, or give another folder")
+    if not resume:
+        check_new(out)
     if texts.train.shape[1] <= options.prompt[1] + 1:
         raise ValueError(f"prompt={options.prompt[1]}: texts have {texts.train.shape[1]} tokens; leave some to decode")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "options.json").write_text(json.dumps(asdict(options), indent=1) + "\n")
-
+    if start is not None:
+        options = replace(options, shape=shape_of_start(options.shape, start))
     accelerator = Accelerator()
     decoder = load_decoder(
         model, torch.bfloat16 if options.bf16 else torch.float32, checkpointing=options.checkpointing
     ).to(accelerator.device)
+    torch.manual_seed(options.seed)  # the correctors begin at random
+    student = Student(decoder, options.shape, None if start is None else start.tensors)
+    check_rules(_data(student, options), decoder.n_layer, decoder.n_embd, "shape")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "options.json").write_text(json.dumps(asdict(options), indent=1) + "\n")
+
     precision = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.bf16)
     with accelerator.main_process_first(), precision:
         stores = [
             _states(decoder, options, tokens, Path(states or out / "states") / name, name, show)
             for name, tokens in (("train", texts.train), ("held-out", texts.held_out))
         ]
-    torch.manual_seed(options.seed)  # the correctors begin at random
-    student = Student(decoder, options.shape, None if start is None else start.tensors)
     source, judge = (_source(decoder, options, store) for store in stores)
     training = Training(student, source, _held_out(judge, options), out, options.loop, accelerator, precision)
-    if not (resume and training.resume()) and options.shape.segments and options.state_steps:
+    if resume:
+        training.resume()
+    for index in range(training.n_regressed, len(options.shape.segments) if options.state_steps else 0):
         with precision:
-            _first_stage(student, stores[0], options, show)
+            _first_stage(student, index, stores[0], options, show)
         for parameter in student.correctors.parameters():
             parameter.data = broadcast(parameter.data)  # every process has its own rounding
+        training.n_regressed = index + 1
         training.save()
     result = training.run(lambda step, loss: show(f"distilling, loss {loss:.4f}", step, options.loop.steps))
     if accelerator.is_main_process:
@@ -176,12 +197,46 @@ def train(
     return result
 
 
+def check_new(out: Path) -> None:
+    """Check, before any work, that a folder holds no training.
+
+    Raises
+    ------
+    FileExistsError
+        If it holds one.
+    """
+    if (out / CHECKPOINT).exists():
+        raise FileExistsError(f"{out} holds a training; go on with it by --resume, or give another folder")
+
+
 def write_result(
     out: Path, model: str | os.PathLike[str], student: Student, options: TrainOptions, result: Mapping[str, Fidelity]
 ) -> None:
-    """Write the corrector as a folder, and as a sidecar where the model is a GGUF file."""
+    """Write the corrector as a folder, and as a sidecar where the model is a GGUF file.
+
+    The recommended point is that of the most layers that lose at most 0.05 nats on held-out texts, else of the fewest.
+    """
+    counts = [last - first + 1 for first, last in options.shape.segments] or [len(options.shape.layers)]
+    losses = dict(zip(counts, (found.nll_rise for found in result.values()), strict=True))
+    good = [count for count, loss in losses.items() if loss <= WITHIN]
+    data = replace(
+        _data(student, options),
+        rho=(max(good) if good else min(counts)) / student.decoder.n_layer,
+        k=max(options.ks),
+        quality={
+            "trained on": f"{options.refresh}, k in {list(options.ks)}",
+            "held out": {dropped: asdict(found) for dropped, found in result.items()},
+        },
+    )
+    base = read_base(model) if Path(model).is_file() else None
+    write_folder(out / "corrector", data, base, force=True)
+    if base is not None:
+        write_sidecar(out / "corrector.gguf", data, base, type="f16", force=True)
+
+
+def _data(student: Student, options: TrainOptions) -> CorrectorData:
     shape = options.shape
-    data = CorrectorData(
+    return CorrectorData(
         reuse=shape.reuse,
         rank=shape.rank,
         alpha=shape.alpha,
@@ -189,14 +244,7 @@ def write_result(
         layers=list(shape.layers),
         segments=[(first, last) for first, last in shape.segments],
         refresh=options.refresh,
-        quality={
-            "trained on": f"{options.refresh}, k in {list(options.ks)}",
-            "held out": {dropped: asdict(found) for dropped, found in result.items()},
-        },
     )
-    write_folder(out / "corrector", data, force=True)
-    if Path(model).is_file():
-        write_sidecar(out / "corrector.gguf", data, read_base(model), type="f16", force=True)
 
 
 def _states(
@@ -237,26 +285,26 @@ def _held_out(source: BatchSource, options: TrainOptions) -> dict[str, list[Batc
     }
 
 
-def _first_stage(student: Student, store: StateStore, options: TrainOptions, show: StageProgress) -> None:
-    for index, run in enumerate(options.shape.segments):
-        states = torch.from_numpy(store.inputs(run[1] + 1)[:METRIC_TEXTS].astype("float32"))
-        metric = fisher_metric(student.decoder, run[1] + 1, states.to(student.decoder.device), options.seed)
-        step = 0
+def _first_stage(student: Student, index: int, store: StateStore, options: TrainOptions, show: StageProgress) -> None:
+    run = options.shape.segments[index]
+    states = torch.from_numpy(store.inputs(run[1] + 1)[:METRIC_TEXTS].astype("float32"))
+    metric = fisher_metric(student.decoder, run[1] + 1, states.to(student.decoder.device), options.seed)
+    step = 0
 
-        def advance(loss: float, run: tuple[int, int] = run) -> None:
-            nonlocal step
-            step += 1
-            show(f"states of layers {run[0]} to {run[1]}, loss {loss:.4f}", step, options.state_steps)
+    def advance(loss: float) -> None:
+        nonlocal step
+        step += 1
+        show(f"states of layers {run[0]} to {run[1]}, loss {loss:.4f}", step, options.state_steps)
 
-        regress(
-            cast(SegmentCorrector, student.correctors[index]),
-            store,
-            run,
-            metric,
-            distances=range(1, max(options.ks) + 1),
-            steps=options.state_steps,
-            batch=options.batch,
-            lr=options.state_lr,
-            seed=options.seed,
-            advance=advance,
-        )
+    regress(
+        cast(SegmentCorrector, student.correctors[index]),
+        store,
+        run,
+        metric,
+        distances=range(1, max(options.ks) + 1),
+        steps=options.state_steps,
+        batch=options.batch,
+        lr=options.state_lr,
+        seed=options.seed,
+        advance=advance,
+    )
