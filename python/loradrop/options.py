@@ -33,7 +33,8 @@ class DropOptions:
     k : int, optional
         LoRA steps between two refresh steps, 0 or more; None takes the file's.
     corrector : path, optional
-        A sidecar file; None takes what the model's own file holds or, if rho is given, what the package holds for it.
+        A sidecar file; None takes what the model's own file holds or, if `rho`, `k` or `refresh` is given, what the
+        package holds for it.
     refresh : {"single", "refill"}, optional
         The refresh policy; None takes the corrector's, else `DEFAULT_REFRESH`.
     kv_window : int
@@ -62,6 +63,12 @@ class DropOptions:
                 f"corrector={os.fspath(self.corrector)!r}: no such file; give the path of a "
                 "sidecar GGUF, or None for what the model's own file holds"
             )
+
+    @property
+    def drops(self) -> bool:
+        """Whether LoRA-Drop is asked for, rather than left to what the model's file holds."""
+        given = self.rho is not None or self.k is not None or self.refresh is not None
+        return given and self.rho != 0 and self.k != 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,25 +151,21 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
     Raises
     ------
     CorrectorError
-        If rho is above 0 and there is no corrector, or the corrector cannot be used, or it names
-        no recommended rho and none is given.
+        If LoRA-Drop is asked for and there is no corrector, or the corrector cannot be used, or it
+        names no recommended rho and none is given.
     ValueError
         If rho asks for no layer or for more than can drop.
     """
     corrector = _load_corrector(options, model)
-    rho = options.rho
-    if rho is None:
-        rho = _recommended_rho(corrector, options.k)
+    if corrector is None:
+        if not options.drops:
+            return FULL
+        if options.rho is None or not options.allow_uncorrected:
+            raise CorrectorError(_no_corrector(options, model))
+        corrector = Corrector.none(model)
+    rho = _recommended_rho(corrector, options.k) if options.rho is None else options.rho
     if rho == 0 or options.k == 0:
         return FULL
-    if corrector is None:
-        if not options.allow_uncorrected:
-            raise CorrectorError(
-                f"rho={rho:g} drops layers, but {model.path} holds no corrector: take a model file "
-                "that holds one, give the path of a sidecar as corrector=, or set "
-                "allow_uncorrected=True to see what the bare method gives"
-            )
-        corrector = Corrector.none(model)
     corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
     k = options.k
     if k is None:
@@ -175,12 +178,21 @@ def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
     corrector = Corrector.load(path, model)
     if corrector is None and options.corrector is not None:
         raise CorrectorError(f"corrector={path!r}: the file holds no corrector; give a sidecar made for this model")
-    packaged = packaged_corrector(model, options.refresh) if corrector is None and options.rho else None
+    packaged = packaged_corrector(model, options.refresh) if corrector is None and options.drops else None
     return corrector if packaged is None else Corrector.load(os.fspath(packaged), model)
 
 
-def _recommended_rho(corrector: Corrector | None, k: int | None) -> float:
-    if corrector is None or k == 0:
+def _no_corrector(options: DropOptions, model: Model) -> str:
+    given = {"rho": options.rho, "k": options.k, "refresh": options.refresh}
+    asked = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    return (
+        f"{asked}: drops layers, but {model.path} holds no corrector: take a model file that holds one, give the path "
+        "of a sidecar as corrector=, or set rho and allow_uncorrected=True to see what the bare method gives"
+    )
+
+
+def _recommended_rho(corrector: Corrector, k: int | None) -> float:
+    if k == 0:
         return 0.0
     if corrector.rho is None:
         raise CorrectorError(f"rho=None: {corrector.path} names no recommended rho; give one, for example rho=0.5")

@@ -72,12 +72,15 @@ def test_unknown_model_has_none(tmp_path: Path) -> None:
     assert packaged_corrector(Model(str(tmp_path / "tiny.gguf"))) is None
 
 
-def test_llama_takes_it_when_rho_is_given() -> None:
+def test_llama_takes_it_when_lora_drop_is_asked_for() -> None:
     with Llama("smollm2", rho=0.25, k=3, n_ctx=128) as llm:
         assert llm.corrector is not None and Path(llm.corrector.path).parent == FOLDER
         assert llm.create_completion("The sky is", max_tokens=8)["choices"][0]["text"]
-    with Llama("smollm2", n_ctx=128) as llm:
-        assert llm.corrector is None
+    with Llama("smollm2", k=2, refresh="single", n_ctx=128) as llm:
+        assert llm.corrector is not None and llm.rho == llm.corrector.rho and (llm.k, llm.refresh) == (2, "single")
+    for off in ({}, {"rho": 0}, {"k": 0}):
+        with Llama("smollm2", n_ctx=128, **off) as llm:
+            assert llm.corrector is None
 
 
 def test_it_comes_nearer_to_the_full_model_than_nothing(smollm2: Path, tmp_path: Path) -> None:
