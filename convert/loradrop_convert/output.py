@@ -71,17 +71,22 @@ def check_output(path: str | os.PathLike[str], force: bool = False) -> None:
 def check_outputs(
     outputs: Iterable[str | os.PathLike[str]], force: bool, inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Check, before any work, that files can be put there and are no inputs.
+    """Check, before any work, that files can be put there and are neither inputs nor each other.
 
     Raises
     ------
     FileExistsError
-        If one is an input, whatever `force` says.
+        If one is an input or another output, whatever `force` says.
     OSError
         As `check_output`.
     """
     inputs = [path for path in inputs if os.path.exists(path)]
+    taken = set()
     for out in outputs:
+        name = os.path.realpath(out)
+        if name in taken:
+            raise FileExistsError(f"{os.fspath(out)} is another output too; give another name")
+        taken.add(name)
         if os.path.exists(out) and any(os.path.samefile(out, path) for path in inputs):
             raise FileExistsError(f"{os.fspath(out)} is an input; give another name")
         check_output(out, force)

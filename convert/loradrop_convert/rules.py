@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from loradrop._core import CorrectorError
+from loradrop.options import REFRESH_POLICIES
 from loradrop_convert.corrector import (
     ANCHOR_DELTA,
     REUSE_RULES,
@@ -15,7 +16,6 @@ from loradrop_convert.corrector import (
 )
 
 _MAX_UINT32 = 2**32 - 1
-REFRESH_POLICIES = ("single", "refill")
 
 
 def check_rules(corrector: CorrectorData, n_layer: int, n_embd: int, where: str) -> None:

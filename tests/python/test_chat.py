@@ -45,7 +45,9 @@ def test_template_behaves_as_hugging_faces() -> None:
         "    {% if loop.index0 == 1 %}\n"
         "        {% continue %}\n"
         "    {% endif %}\n"
-        "    {{- message | tojson -}}\n"
+        "    {%- generation -%}\n"
+        "        {{- message | tojson -}}\n"
+        "    {%- endgeneration -%}\n"
         "{%- endfor -%}\n"
         "{{ strftime_now('%Y') | length }}{{ eos_token }}"
     )

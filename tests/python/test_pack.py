@@ -352,6 +352,8 @@ def test_outputs_that_are_there_stay(tmp_path: Path, base: Path, corrector: Path
             pack(base, corrector, path, force=True)
     with pytest.raises(FileExistsError, match="is an input"):
         unpack(packed, packed, force=True)
+    with pytest.raises(FileExistsError, match=r"new\.gguf is another output too"):
+        unpack(packed, tmp_path / "new.gguf", base_out=tmp_path / "folder" / ".." / "new.gguf", force=True)
     with pytest.raises(IsADirectoryError, match="folder is a folder"):
         pack(base, corrector, tmp_path / "folder", force=True)
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone"):

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import tiny
 from loradrop._core import Context, CorrectorError, Model
 from loradrop.cli import main
-from loradrop.evaluate import Estimate, Point, Report, Scores, perplexity
+from loradrop.evaluate import Estimate, Point, Report, Scores, perplexity, windows
 from loradrop.evaluate.distribution import Distribution
 from loradrop.evaluate.interval import t_quantile
 from loradrop.evaluate.windows import text_windows
@@ -248,6 +248,20 @@ def test_windows_are_cut_as_llama_cpp_does(base: Path) -> None:
     assert np.array_equal(text_windows(model, [TEXT, other], 32, None), both)
 
 
+def test_long_texts_are_tokenised_in_pieces(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(str(smollm2))
+    text = "The sea was calm.\n\n  It rained, then\nthe wind fell \n\n\nat 10:45.\t\nNo one saw it.\r\n" * 9
+    whole = text_windows(model, text, 16, None)
+    sizes: list[int] = []
+    tokenize = Model.tokenize
+    monkeypatch.setattr(Model, "tokenize", lambda *args: (sizes.append(len(args[1])), tokenize(*args))[1])
+    for piece in (1, 7, 50):
+        monkeypatch.setattr(windows, "PIECE", piece)
+        sizes.clear()
+        assert np.array_equal(text_windows(model, text, 16, None), whole)
+        assert len(sizes) > 5 and max(sizes) < piece + 90
+
+
 def test_distributions() -> None:
     rng = np.random.default_rng(0)
     a = rng.normal(0, 4, 50_000).astype(np.float32)
@@ -278,6 +292,7 @@ def test_student_quantiles(freedom: int, t: float) -> None:
         ({"prompt": 0}, "prompt=0"),
         ({"prompt": 32}, "prompt=32: it leaves nothing to score of window=32"),
         ({"window": 1}, "window=1"),
+        ({"window": 0}, "window=0"),
         ({"window": 513, "data": TEXT}, "window=513: .*n_ctx_train=512"),
         ({"n_windows": 0}, "n_windows=0"),
         ({"n_parallel": 257}, "n_parallel=257"),
@@ -391,6 +406,9 @@ def test_bad_files_are_one_line(drop: Path, text: Path, tmp_path: Path) -> None:
         (("--text", tmp_path), str(tmp_path)),
         (("--text", text, "-o", tmp_path / "none" / "x.json"), "none"),
         (("--text", text, "-o", tmp_path), "folder"),
+        (("--text", text, "-o", binary), f"{binary} exists"),
+        (("--text", text, "-o", text, "--force"), f"{text} is an input"),
+        (("--text", text, "-o", drop, "--force"), f"{drop} is an input"),
         (("--text", text, "--corrector", "none.gguf"), "corrector='none.gguf'"),
         (("--text", text, "--prompt", 64, "--window", 64), "prompt=64"),
     ]:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loradrop.checks import check_choice, check_float, check_int
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import MAX_INT32, MAX_THREADS, REFRESH_POLICIES
+from loradrop.self_text import MAX_SEED
 from loradrop_convert.corrector import REUSE_RULES
+
+LEAST_SECONDS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class CalibrateOptions:
     kv_window : int
         With refill: newest tokens whose K/V droppable layers keep.
     seconds : float
-        Most time for the regression of each segment.
+        Most time for the regression of each segment's hidden layer; hidden=0 leaves it out.
     n_threads : int
         0 lets the core choose.
     seed : int
@@ -55,7 +58,12 @@ class CalibrateOptions:
         check_int("k", self.k, 1, 64)
         check_int("rank", self.rank, 1)
         check_int("hidden", self.hidden, 0)
-        check_float("seconds", self.seconds, 0.0)
+        if self.first is not None:
+            check_int("first", self.first, 1)
+        check_int("kv_window", self.kv_window, 0, MAX_INT32)
+        check_float("seconds", self.seconds, LEAST_SECONDS)
+        check_int("n_threads", self.n_threads, 0, MAX_THREADS)
+        check_int("seed", self.seed, 0, MAX_SEED)
         check_choice("refresh", self.refresh, REFRESH_POLICIES)
         if self.reuse is not None:
             check_choice("reuse", self.reuse, REUSE_RULES)

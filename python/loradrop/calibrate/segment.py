@@ -96,12 +96,8 @@ def fit_hidden(
     return parts
 
 
-def predict(parts: Parts, p: Pairs) -> Array:
-    """Return the rule's output float32 [n, n_embd]; s = 1."""
-    return _forward(parts, p, features(p))[0]
-
-
 def _forward(parts: Parts, p: Pairs, f: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Return the rule's output float32 [n, n_embd] with s = 1, and what its gradients need."""
     low = f @ parts["a"].T
     y = p.x + parts["carry"] * (p.y_r - p.x_r) + low @ parts["b"].T
     if "down" not in parts:

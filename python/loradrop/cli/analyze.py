@@ -66,6 +66,7 @@ from loradrop.options import DEFAULT_REFRESH, REFRESH_POLICIES
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a picture: .png, .svg or .pdf; needs matplotlib.")
+@click.option("--force", is_flag=True, help="Replace outputs that exist.")
 def command(
     model: str,
     paths: tuple[Path, ...],
@@ -80,6 +81,7 @@ def command(
     as_json: bool,
     output: Path | None,
     plot: Path | None,
+    force: bool,
     **options: Any,
 ) -> None:
     """Run the command."""
@@ -91,7 +93,7 @@ def command(
     from loradrop.gathered_text import gather_windows, n_to_write
     from loradrop.text_files import read_texts
 
-    _check_outputs(output, plot)
+    _check_outputs(output, plot, force, [model, *paths])
     check_int("windows", windows, 1)
     n_fit = 0 if bare else check_int("fit-windows", fit_windows, 1)
     chosen = AnalyzeOptions(n_threads=threads or 0, greedy=greedy == "on", **options)
@@ -114,31 +116,29 @@ def command(
         )
         analysis = analyze(path, *split_windows(texts, windows, n_fit), chosen, progress=show)
     text = json.dumps(analysis.to_dict())
-    _write_outputs(analysis, text, output, plot)
+    _write_outputs(analysis, text, output, plot, force)
     if as_json:
         click.echo(text)
     else:
         print_analysis(analysis)
 
 
-def _check_outputs(output: Path | None, plot: Path | None) -> None:
+def _check_outputs(output: Path | None, plot: Path | None, force: bool, inputs: list[str | Path]) -> None:
     from loradrop.analyze.picture import check_picture
-    from loradrop_convert.output import check_output
+    from loradrop_convert.output import check_outputs
 
-    if output is not None:
-        check_output(output, force=True)
+    check_outputs(filter(None, [output, plot]), force, inputs)
     if plot is not None:
-        check_output(plot, force=True)
         check_picture(plot)
 
 
-def _write_outputs(analysis: Any, text: str, output: Path | None, plot: Path | None) -> None:
+def _write_outputs(analysis: Any, text: str, output: Path | None, plot: Path | None, force: bool) -> None:
     from loradrop.analyze.picture import draw
     from loradrop_convert.output import complete_file
 
     if output is not None:
-        with complete_file(output, force=True) as temporary:
+        with complete_file(output, force) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if plot is not None:
-        with complete_file(plot, force=True) as temporary:
+        with complete_file(plot, force) as temporary:
             draw(analysis, temporary, plot.suffix)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from loradrop.checks import check_int
 from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import float_list
@@ -73,9 +74,10 @@ def command(
     from loradrop.calibrate.texts import read_windows
     from loradrop_convert.base import read_base
     from loradrop_convert.gguf_file import write_sidecar
-    from loradrop_convert.output import check_output
+    from loradrop_convert.output import check_outputs
 
-    check_output(output, force)
+    check_outputs([output], force, inputs=[model, *paths])
+    check_int("window", window, 1)
     chosen = CalibrateOptions(seconds=60 * minutes, n_threads=threads or 0, seed=seed, **options)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)

@@ -51,6 +51,7 @@ from loradrop.text_files import read_texts
 @click.option("--parallel", type=int, help="Windows decoded at once. [default: 64, fewer if K/V took 2 GiB]")
 @click.option("--threads", type=int, help="Threads of all points together. [default: one for each processor]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file too.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(
     model: str,
@@ -63,14 +64,14 @@ def command(
     parallel: int | None,
     threads: int | None,
     output: Path | None,
+    force: bool,
     as_json: bool,
     **points: Any,
 ) -> None:
     """Run the command."""
-    from loradrop_convert.output import check_output, complete_file
+    from loradrop_convert.output import check_outputs, complete_file
 
-    if output is not None:
-        check_output(output, force=True)
+    check_outputs(filter(None, [output]), force, inputs=[model, *texts, *filter(None, [corrector])])
     named = read_texts(texts)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
@@ -90,7 +91,7 @@ def command(
         )
     text = json.dumps(report.to_dict())
     if output is not None:
-        with complete_file(output, force=True) as temporary:
+        with complete_file(output, force) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if as_json:
         click.echo(text)

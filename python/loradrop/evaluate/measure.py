@@ -22,10 +22,11 @@ from loradrop.evaluate.contexts import (
 from loradrop.evaluate.lockstep import Lockstep, Measures
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.evaluate.report import PointReport, Report, scores, scores_by_distance
-from loradrop.evaluate.windows import Texts, Tokens, check_windows, text_windows
+from loradrop.evaluate.windows import Texts, check_windows, text_windows
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions, Drop
 from loradrop.progress import Progress, counter
+from loradrop.state_store import Tokens
 
 Data = str | Sequence[str] | Mapping[str, str] | npt.NDArray[np.integer]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loradrop._core import Model
+from loradrop.checks import check_int
+from loradrop.state_store import Tokens
 
-Tokens = npt.NDArray[np.int32]
+PIECE = 2**22  # characters that are tokenised at once, as that takes some 50 bytes for each
+LINE_END = re.compile(r"(?<=\S)\n(?=\S)|(?<=[^\W_])(?=\n)")  # where tokenizers split anyway
 Texts = str | Sequence[str] | Mapping[str, str]
 
 
@@ -29,7 +32,8 @@ def text_windows(model: Model, texts: Texts, window: int, n_windows: int | None)
     window : int
         Tokens of a window.
     n_windows : int, optional
-        Take this many windows, evenly spread over all texts; None takes all. Where there are not more, all are taken.
+        Take this many windows, 1 or more, evenly spread over all texts; None takes all. Where there are not more, all
+        are taken.
 
     Returns
     -------
@@ -38,8 +42,11 @@ def text_windows(model: Model, texts: Texts, window: int, n_windows: int | None)
     Raises
     ------
     ValueError
-        If a text is shorter than a window.
+        If a text is shorter than a window, or a number is out of its range.
     """
+    check_int("window", window, 1)
+    if n_windows is not None:
+        check_int("n_windows", n_windows, 1)
     named = _named(texts)
     if not named:
         raise ValueError("texts: there are none; give at least one")
@@ -77,10 +84,19 @@ def _named(texts: Texts) -> Mapping[str, str]:
 
 
 def _cut(model: Model, name: str, text: str, window: int) -> Tokens:
-    tokens = model.tokenize(text.encode(), False, False)
-    if model.add_bos:
-        tokens.insert(0, model.bos_token)
+    first = [model.bos_token] if model.add_bos else []
+    pieces = [np.array(model.tokenize(piece.encode(), False, False), np.int32) for piece in _pieces(text)]
+    tokens = np.concatenate([np.array(first, np.int32), *pieces])
     n = len(tokens) // window
     if n == 0:
         raise ValueError(f"{name}: its {len(tokens)} tokens are too few for one window of {window}; give more text")
-    return np.array(tokens[: n * window], np.int32).reshape(n, window)
+    return tokens[: n * window].reshape(n, window)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        line_end = LINE_END.search(text, start + PIECE)
+        end = line_end.end() if line_end else len(text)
+        yield text[start:end]
+        start = end
