@@ -1,11 +1,12 @@
-"""Measure a corrector at every point of a grid, and print the table of docs/correctors.md.
+"""Measure a corrector at every point of a grid, and print the tables of docs/correctors.md and correctors-grid.md.
 
     python grid.py MODEL.gguf OUT measure KIND WINDOWS [--policy P] [--kv-window N ...] [--rho R ...] [--k K ...]
-    python grid.py MODEL.gguf OUT table KIND
+    python grid.py MODEL.gguf OUT summary KIND    the rise of NLL alone
+    python grid.py MODEL.gguf OUT table KIND      every point, with KL and agreement
 
-KIND is prose, documents or own: the windows that recipe.py has set apart in OUT/texts.npz. Correctors are
-OUT/refill.gguf and OUT/single.gguf. Each point's result is kept in OUT/grid-KIND.json, so a stopped run goes on where
-it was.
+KIND is prose, documents or own: the windows that recipe.py has set apart in OUT/texts.npz. The runs that recipe.py has
+trained are joined first. Each point's result is kept in OUT/grid-KIND.json, so a stopped run goes on where it was; a
+run that has been trained anew is measured anew.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joined import KINDS, digest, join, runs
 
+from loradrop._core import Corrector, Model
 from loradrop.evaluate import Point, PointReport, perplexity
 
 RHOS = (0.1, 0.2, 0.27, 0.33, 0.5, 0.75)
 KS = (1, 2, 3, 5)
 KV_WINDOWS = (0, 16, 64, 256)
-KINDS = ("prose", "documents", "own")
 PER_KIND = 16  # windows of each kind in texts.npz
 AT_ONCE = 8  # points that share a run of the full model
 PROMPT = 64
@@ -56,37 +58,86 @@ def result(report: PointReport) -> dict[str, Any]:
     }
 
 
+def weights_of(model: Path, out: Path, point: Point) -> str:
+    """Return the digest of the run that a point drops."""
+    opened = Model(str(model))
+    corrector = Corrector.load(str(point.corrector), opened)
+    assert corrector is not None and point.rho is not None and point.refresh is not None
+    dropped = corrector.dropped_layers(point.rho, opened.n_layer)
+    return digest(runs(out, point.refresh)[min(dropped), max(dropped)])
+
+
 def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Point], n_threads: int | None) -> None:
     """Measure the points that are still missing."""
     path = out / f"grid-{kind}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    missing = [point for point in points if key(point, n_windows) not in done]
+    weights = {point: weights_of(model, out, point) for point in points}
+    missing = [point for point in points if done.get(key(point, n_windows), {}).get("weights") != weights[point]]
     windows = windows_of(out, kind, n_windows)
     for at in range(0, len(missing), AT_ONCE):
         chosen = missing[at : at + AT_ONCE]
         report = perplexity(model, windows, chosen, prompt=PROMPT, n_threads=n_threads)
         done["full"] = report.full.to_dict()
-        done |= {key(point, n_windows): result(found) for point, found in zip(chosen, report.points, strict=True)}
+        for point, found in zip(chosen, report.points, strict=True):
+            done[key(point, n_windows)] = result(found) | {"weights": weights[point]}
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(done, indent=1))
         os.replace(temporary, path)
         print(f"{at + len(chosen)} of {len(missing)} points", flush=True)
 
 
+def summary(out: Path, kind: str) -> None:
+    """Print the rise of NLL by rho and k, for each policy, and by rho and kv_window at k = 3."""
+    rows = _rows(out, kind)
+    refill = [row for row in rows if row["kv_window"] == 64]
+    single = [row for row in rows if row["refresh"] == "single"]
+    windows = [row for row in rows if row["refresh"] == "refill" and row["k"] == 3]
+    for title, chosen, column in (
+        ("`refill`, window 64", refill, "k"),
+        ("`single`", single, "k"),
+        ("`refill`, k = 3", windows, "kv_window"),
+    ):
+        print(f"\n{title}:\n")
+        _pivot(chosen, column)
+
+
+def _pivot(rows: list[dict[str, Any]], column: str) -> None:
+    heads = sorted({row[column] for row in rows})
+    print(f"| rho | layers | {' | '.join(f'{column} = {head}' for head in heads)} |")
+    print("|---|---|" + "---|" * len(heads))
+    for rho in sorted({row["rho"] for row in rows}):
+        line = {row[column]: row for row in rows if row["rho"] == rho}
+        print(f"| {rho} | {_layers(line[heads[0]])} | {' | '.join(_rise(line[head]) for head in heads)} |")
+
+
 def table(out: Path, kind: str) -> None:
     """Print rise of NLL, KL and agreement, a line for each point."""
-    done = json.loads((out / f"grid-{kind}.json").read_text())
-    print(f"{kind}; full model: NLL {done.pop('full')['nll']['mean']:.3f}\n")
-    print("| refresh | kv_window | rho | k | layers | windows | NLL rise | KL | top-1 agreement |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, row in sorted(done.items(), key=lambda item: _order(item[1])):
+    rows = _rows(out, kind)
+    print("\n| refresh | kv_window | rho | k | layers | NLL rise | KL | top-1 agreement |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in sorted(rows, key=_order):
         total = row["total"]
-        rise, margin = total["delta_nll"]["mean"], total["delta_nll"]["margin"]
         print(
             f"| {row['refresh']} | {'' if row['kv_window'] is None else row['kv_window']} | {row['rho']} | {row['k']} "
-            f"| {row['layers'][0]}-{row['layers'][1]} | {name.rsplit(' ', 1)[1]} | {rise:+.3f} ± {margin:.3f} "
-            f"| {total['kl']['mean']:.3f} | {total['agreement']['mean']:.3f} |"
+            f"| {_layers(row)} | {_rise(row)} | {total['kl']['mean']:.3f} | {total['agreement']['mean']:.3f} |"
         )
+
+
+def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
+    done = json.loads((out / f"grid-{kind}.json").read_text())
+    full = done.pop("full")
+    (windows,) = {name.rsplit(" ", 1)[1] for name in done}
+    print(f"{kind}, {windows} windows; full model: NLL {full['nll']['mean']:.3f}")
+    return list(done.values())
+
+
+def _layers(row: dict[str, Any]) -> str:
+    return f"{row['layers'][0]}-{row['layers'][1]}"
+
+
+def _rise(row: dict[str, Any]) -> str:
+    rise = row["total"]["delta_nll"]
+    return f"{rise['mean']:+.3f} ± {rise['margin']:.3f}"
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -98,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("step", choices=("measure", "table"))
+    parser.add_argument("step", choices=("measure", "summary", "table"))
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("windows", type=int, nargs="?", default=PER_KIND)
     parser.add_argument("--policy", choices=("single", "refill"), default="refill")
@@ -107,9 +158,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=KS)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
-    if args.step == "table":
-        table(args.out, args.kind)
+    if args.step != "measure":
+        {"summary": summary, "table": table}[args.step](args.out, args.kind)
         return
+    join(args.model, args.out, args.policy)
     kept = args.kv_window if args.policy == "refill" else [0]
     points = [
         Point(rho=rho, k=k, refresh=args.policy, kv_window=kv_window, corrector=args.out / f"{args.policy}.gguf")

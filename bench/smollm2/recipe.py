@@ -8,21 +8,20 @@
     python recipe.py MODEL.gguf TEXTS OUT join      all runs as one corrector for each policy:
                                                     OUT/refill.gguf, OUT/single.gguf
 
-Runs are independent of each other: start as many at once as there are cores. After `join` comes grid.py; `join` once
-more then puts what it measured into the file, and the recommended point. Needs the extra ``train``.
+Runs are independent of each other: start as many at once as there are cores. grid.py measures them; `join` after it
+puts what was measured into the files. Needs the extra ``train``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joined import join
 
 from loradrop._core import Model
 from loradrop.evaluate.windows import text_windows
@@ -33,21 +32,16 @@ from loradrop.train.states import collect
 from loradrop.train.student import Shape
 from loradrop.train.texts import Texts, load_texts, save_texts
 from loradrop.train.train import TrainOptions, train
-from loradrop_convert.base import read_base
-from loradrop_convert.corrector import CorrectorData
-from loradrop_convert.gguf_file import write_sidecar
 from loradrop_convert.sources import read_corrector
 
 N_TOKENS = 256
 WINDOWS = {"prose.txt": 1400, "documents.txt": 700}
 OWN = 400  # windows that the model writes
-KINDS = ("prose", "documents", "own")
 HELD_OUT = 16  # of each kind
 HELD_OUT_SEED = 10**6  # of the model's own writing, apart from what it learns from
 ENDS = (3, 8, 10, 12, 15, 18, 26, 30)  # layers whose inputs runs begin or end with
 KV_LAYERS = range(18, 30)
 SHOW_EVERY = 30.0  # seconds
-WITHIN = 0.05  # nats that the recommended point may lose
 
 
 def make_texts(model_path: Path, folder: Path, out: Path) -> None:
@@ -124,68 +118,6 @@ def _options(first: int, last: int, hidden: int, steps: int, **more: Any) -> Tra
         held_out=HELD_OUT * 3,
         **more,
     )
-
-
-def join(model_path: Path, out: Path, refresh: str) -> None:
-    """Write OUT/REFRESH.gguf from all runs, the shortest first; those not trained for single are as for refill."""
-    found = {path.parent.name.removeprefix("run-"): path for path in out.glob("run-*/corrector")}
-    if refresh == "single":
-        found |= {path.parent.name.removeprefix("single-"): path for path in out.glob("single-*/corrector")}
-    parts = sorted(map(read_corrector, found.values()), key=_length)
-    tensors = {
-        name.replace("seg.0.", f"seg.{index}."): tensor
-        for index, part in enumerate(parts)
-        for name, tensor in part.tensors.items()
-    }
-    segments = [part.segments[0] for part in parts]
-    joined = CorrectorData(
-        reuse="segment", rank=64, alpha=64.0, tensors=tensors, layers=[], segments=segments, refresh=refresh
-    )
-    measured = {kind: json.loads((out / f"grid-{kind}.json").read_text()) for kind in KINDS if _has_grid(out, kind)}
-    if measured:
-        points = {kind: [row for row in _rows(found) if row["refresh"] == refresh] for kind, found in measured.items()}
-        best = recommended(points["prose"])
-        quality = {"windows": "256 tokens, 64 of them prompt", "points": {k: short(rows) for k, rows in points.items()}}
-        joined = replace(joined, rho=best["rho"], k=best["k"], quality=quality)
-        print(f"recommended: rho {best['rho']}, k {best['k']}, {best['total']['delta_nll']['mean']:+.3f}")
-    write_sidecar(out / f"{refresh}.gguf", joined, read_base(model_path), type="q8_0", force=True)
-
-
-def _has_grid(out: Path, kind: str) -> bool:
-    return (out / f"grid-{kind}.json").exists()
-
-
-def _rows(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for name, row in measured.items() if name != "full"]
-
-
-def recommended(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the point that leaves out most within 0.05 nats, of a window of 64 with refill; or what loses least."""
-    measured = [row for row in rows if row["kv_window"] in (None, 64)]
-
-    def loss(row: dict[str, Any]) -> float:
-        return float(row["total"]["delta_nll"]["mean"])
-
-    def left_out(row: dict[str, Any]) -> float:
-        first, last = row["layers"]
-        return float((last - first + 1) * row["k"] / (row["k"] + 1))
-
-    good = [row for row in measured if loss(row) <= WITHIN]
-    return max(good, key=left_out) if good else min(measured, key=loss)
-
-
-def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what a corrector's file says of each point."""
-    return [
-        {name: row[name] for name in ("refresh", "kv_window", "rho", "k")}
-        | {name: round(row["total"][name]["mean"], 4) for name in ("delta_nll", "kl", "agreement")}
-        for row in rows
-    ]
-
-
-def _length(part: CorrectorData) -> int:
-    first, last = part.segments[0]
-    return last - first + 1
 
 
 def main() -> None:

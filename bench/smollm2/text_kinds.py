@@ -43,7 +43,7 @@ def rows_of_kinds() -> dict[str, NDArray[np.intp]]:
 def part_of(store: StateStore, rows: NDArray[np.intp], folder: Path) -> None:
     """Copy the states of some texts into a folder of their own."""
     widths = {inputs_name(layer): store.inputs(layer).shape[-1] for layer in LAYERS}
-    writer = StateWriter(folder, store.tokens[rows], widths)
+    writer = StateWriter(folder, store.tokens[rows], widths, model=store.model)
     for row in rows[writer.done :]:
         writer.append({inputs_name(layer): store.inputs(layer)[row : row + 1].astype(np.float32) for layer in LAYERS})
 
