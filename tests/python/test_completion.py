@@ -166,6 +166,9 @@ def test_seeds(files: dict[str, Path], llm: Llama) -> None:
     assert text_of(llm(PROMPT, seed=1)) == text_of(llm(PROMPT, seed=1))
     assert text_of(llm(PROMPT, seed=1)) != text_of(llm(PROMPT, seed=2))
     assert text_of(llm(PROMPT, seed=-1)) != text_of(llm(PROMPT))
+    assert text_of(llm(PROMPT, seed=2**32 - 2)) == text_of(llm(PROMPT, seed=2**32 - 2))
+    with pytest.raises(ValueError, match="seed=4294967295"):  # llama.cpp's own sign of a random one
+        llm(PROMPT, seed=2**32 - 1)
     runs = []
     for _ in range(2):
         with Llama(files["drop"], n_ctx=N_CTX, n_threads=1, seed=7) as seeded:
@@ -276,7 +279,7 @@ def test_point_comes_from_the_file(files: dict[str, Path]) -> None:
     assert point("drop", rho=0.34) == (0.34, K, [2, 3])
     assert point("drop", k=1) == (0.5, 1, [2, 3, 4])
     assert point("drop", rho=0) == point("drop", k=0) == full
-    assert point("base") == point("base", k=5) == point("base", allow_uncorrected=True) == full
+    assert point("base") == point("base", k=0) == point("base", allow_uncorrected=True) == full
     assert point("base", corrector=files["sidecar"]) == (0.5, K, [2, 3, 4])
     assert point("base", corrector=files["unpointed"], rho=0.5) == (0.5, 3, [2, 3, 4])
     rho, k, layers = point("base", rho=0.34, allow_uncorrected=True)
@@ -314,6 +317,9 @@ def test_dropping_without_a_corrector_names_the_ways_to_one(files: dict[str, Pat
         Llama(files["base"], rho=0.5)
     message = str(caught.value)
     assert all(part in message for part in ("rho=0.5", "base.gguf", "corrector=", "allow_uncorrected=True"))
+    for asked in ({"k": 5}, {"refresh": "refill"}, {"k": 5, "allow_uncorrected": True}):
+        with pytest.raises(CorrectorError, match=f"{next(iter(asked))}=.*holds no corrector.*set rho"):
+            Llama(files["base"], **asked)
 
 
 def test_corrector_that_cannot_be_used(files: dict[str, Path], tmp_path: Path) -> None:
