@@ -4,6 +4,7 @@
 #include "free_memory.h"
 #include "log.h"
 
+#include "loradrop/cache_size.h"
 #include "loradrop/engine.h"
 #include "loradrop/init_error.h"
 
@@ -13,6 +14,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <new>
 #include <thread>
@@ -53,37 +55,43 @@ static llama_flash_attn_type flash_attn_type(const std::string & name) {
 
 // An allocation that the system grants but cannot keep ends the process later, so it is refused here.
 static void check_memory(const llama_model & model, const llama_context_params & params) {
-    size_t row = 0;
-    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
-        if (model.hparams.has_kv(il) && !model.hparams.is_recr(il)) {
-            row += ggml_row_size(params.type_k, model.hparams.n_embd_k_gqa(il)) +
-                   ggml_row_size(params.type_v, model.hparams.n_embd_v_gqa(il));
-        }
-    }
-    const double need = static_cast<double>(row) * params.n_ctx;
-    const double have = static_cast<double>(free_memory());
+    const uint64_t need = initial_cache_bytes(model, params);
+    const uint64_t have = free_memory();
     if (have > 0 && need > have && model.n_gpu_layers() == 0) {
-        throw std::runtime_error("n_ctx = " + std::to_string(params.n_ctx) + " needs " +
-                                 std::to_string(static_cast<uint64_t>(need) >> 20) + " MiB for the KV cache, " +
-                                 std::to_string(static_cast<uint64_t>(have) >> 20) +
+        throw std::runtime_error("n_ctx = " + std::to_string(params.n_ctx) + " needs " + std::to_string(need >> 20) +
+                                 " MiB for the KV cache, " + std::to_string(have >> 20) +
                                  " MiB are free; lower n_ctx or choose a smaller type_k and type_v");
     }
 }
 
-static int32_t default_threads(bool for_batch) {
+// More threads than processors would only wait for each other.
+static int32_t thread_count(int32_t asked, bool for_batch) {
     const auto n = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+    if (asked > 0) {
+        return std::min(asked, n);
+    }
     return for_batch || n <= 4 ? n : n / 2;  // token generation waits for memory, which half the threads can load
 }
 
+// Positions that a sequence can take: the rows of the model's table where it has one.
+static int64_t position_limit(const llama_model & model) {
+    return model.pos_embd ? model.pos_embd->ne[1] : std::numeric_limits<llama_pos>::max();
+}
+
+static uint32_t usable_cells(uint32_t n_ctx, uint32_t n_seq_max, int64_t n_positions) {
+    return static_cast<uint32_t>(std::min<int64_t>(n_ctx, n_positions * n_seq_max));
+}
+
 context::context(std::shared_ptr<model> base_, const context_options & options, const lora_drop_params * drop) :
-    base(std::move(base_)) {
+    base(std::move(base_)), n_positions(position_limit(*base->get())) {
+    const abort_guard    guard;
     llama_context_params params = llama_context_default_params();
-    params.n_ctx                = options.n_ctx;
+    params.n_ctx                = usable_cells(options.n_ctx, options.n_seq_max, n_positions);
     params.n_batch              = options.n_batch;
     params.n_ubatch             = options.n_ubatch;
     params.n_seq_max            = options.n_seq_max;
-    params.n_threads            = options.n_threads > 0 ? options.n_threads : default_threads(false);
-    params.n_threads_batch      = options.n_threads_batch > 0 ? options.n_threads_batch : default_threads(true);
+    params.n_threads            = thread_count(options.n_threads, false);
+    params.n_threads_batch      = thread_count(options.n_threads_batch, true);
     params.flash_attn_type      = flash_attn_type(options.flash_attn);
     params.type_k               = cache_type("type_k", options.type_k);
     params.type_v               = cache_type("type_v", options.type_v);
@@ -115,7 +123,6 @@ context::context(std::shared_ptr<model> base_, const context_options & options, 
     threads.reset(ggml_threadpool_new(&pool));
 
     clear_logged_errors();
-    const abort_guard guard;
     handle.reset(llama_init_from_model(base->get(), params));
     if (!handle) {
         if (const std::exception_ptr error = take_init_error()) {
@@ -145,23 +152,37 @@ context::~context() {
     handle.reset();  // before the threads it uses
 }
 
+void context::check_idle() const {
+    if (busy) {
+        throw decode_error("the context is in use on another thread; one thread at a time may use it");
+    }
+}
+
 void context::close() {
-    get();
+    check_idle();
     handle.reset();
     threads.reset();
 }
 
+void context::abandon() {
+    new auto(std::make_pair(base, adapters));  // whose weights the threads may still read
+    (void)handle.release();
+    (void)threads.release();
+}
+
 llama_context * context::get() const {
-    if (!handle) {
-        throw decode_error("the context is closed");
-    }
     if (broken) {
         throw decode_error("an earlier failure has left the context unusable; make a new one");
     }
-    if (busy) {
-        throw decode_error("the context is decoding on another thread; one thread at a time may use it");
+    if (!handle) {
+        throw decode_error("the context is closed");
     }
+    check_idle();
     return handle.get();
+}
+
+uint32_t context::n_ctx() const {
+    return usable_cells(llama_n_ctx(get()), llama_n_seq_max(get()), n_positions);
 }
 
 const loradrop::engine * context::engine() const {
@@ -180,6 +201,9 @@ bool context::should_stop(void * data) {
     auto * self = static_cast<context *>(data);
     if (self->settling) {
         return false;
+    }
+    if (self->check_fails && self->operations_left == 0) {
+        GGML_ABORT("abort_after() has asked for it");
     }
     if (self->stop || self->operations_left == 0) {
         return true;
@@ -210,16 +234,29 @@ void context::check_shift() const {
     }
 }
 
-void context::settle() {
-    settling = true;
+void context::run(const std::function<void(llama_context &)> & work) {
+    llama_context * ctx = get();
+    clear_logged_errors();
+    last_signal_check = std::chrono::steady_clock::now();
+    busy              = true;
     try {
-        handle->memory_update(false);
-    } catch (...) {
+        const py::gil_scoped_release release;
+        const abort_guard            guard;
+        settling = true;
+        ctx->memory_update(false);
         settling = false;
-        broken   = true;
+        work(*ctx);
+    } catch (const engine_abort &) {
+        busy   = false;
+        broken = true;
+        abandon();
+        throw;
+    } catch (...) {
+        busy   = false;
+        broken = true;
         throw;
     }
-    settling = false;
+    busy = false;
 }
 
 template <typename T>
@@ -227,6 +264,28 @@ static void check_length(const char * field, const std::optional<std::vector<T>>
     if (values && values->size() != n) {
         throw std::invalid_argument(std::string(field) + " has " + std::to_string(values->size()) + " entries for " +
                                     std::to_string(n) + " tokens");
+    }
+}
+
+// llama.cpp looks positions up in a model's table on any of its threads, and a check that fails there ends the process.
+void context::check_positions(const batch_request & request, const std::vector<llama_seq_id> & ids) const {
+    std::map<llama_seq_id, int64_t> last;
+    for (size_t i = 0; i < ids.size(); ++i) {
+        int64_t pos;
+        if (request.positions) {
+            pos = (*request.positions)[i];
+        } else {
+            pos = ++last.try_emplace(ids[i], llama_memory_seq_pos_max(memory(), ids[i])).first->second;
+        }
+        if (pos < 0) {
+            throw std::invalid_argument("positions[" + std::to_string(i) + "] = " + std::to_string(pos) +
+                                        ", expected 0 or more");
+        }
+        if (pos >= n_positions) {
+            throw context_full_error("no room for position " + std::to_string(pos) + " of sequence " +
+                                     std::to_string(ids[i]) + ": the model has " + std::to_string(n_positions) +
+                                     " positions");
+        }
     }
 }
 
@@ -257,6 +316,7 @@ void context::decode(const batch_request & request) {
         check_sequence(id);
         id_pointers.push_back(&id);
     }
+    check_positions(request, ids);
     if (request.outputs) {
         outputs.assign(request.outputs->begin(), request.outputs->end());
     }
@@ -274,23 +334,12 @@ void context::decode(const batch_request & request) {
     if (times) {
         times->begin();
     }
-    int status;
-    clear_logged_errors();
-    stop              = false;
-    last_signal_check = std::chrono::steady_clock::now();
-    busy              = true;
-    try {
-        const py::gil_scoped_release release;
-        const abort_guard            guard;
-        settle();
-        status = llama_decode(ctx, batch);
-        llama_synchronize(ctx);
-    } catch (...) {
-        busy   = false;
-        broken = true;
-        throw;
-    }
-    busy            = false;
+    int status = 0;
+    stop       = false;
+    run([&](llama_context & self) {
+        status = llama_decode(&self, batch);
+        llama_synchronize(&self);
+    });
     operations_left = -1;
 
     switch (status) {

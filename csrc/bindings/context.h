@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <optional>
 
 namespace loradrop {
@@ -30,8 +31,8 @@ struct context_options {
     uint32_t    n_batch;
     uint32_t    n_ubatch;
     uint32_t    n_seq_max;
-    int32_t     n_threads;        // 0: all processors up to 4, half of more
-    int32_t     n_threads_batch;  // 0: all processors
+    int32_t     n_threads;        // 0: all processors up to 4, half of more; at most all
+    int32_t     n_threads_batch;  // 0: all processors; at most all
     std::string flash_attn;
     std::string type_k;
     std::string type_v;
@@ -74,16 +75,23 @@ class context {
     // Asks a decode that runs on another thread to stop.
     void abort() { stop = true; }
 
-    // Stops the next decode after n operations of its graph.
-    void abort_after(int64_t n) { operations_left = n; }
+    // Stops the next decode after n operations of its graph; failing: as a failed check of ggml does.
+    void abort_after(int64_t n, bool failing) {
+        operations_left = n;
+        check_fails     = failing;
+    }
 
+    // Throws decode_error when busy on another thread.
     void close();
 
-    // Does to the cells what shifts and copies of sequences have left to do. Not to be stopped half-way, for it would
-    // start anew on what is done.
-    void settle();
+    // Does to the cells what shifts and copies of sequences have left to do, and then the work, without the GIL. What
+    // throws in it leaves the context broken.
+    void run(const std::function<void(llama_context &)> & work);
 
-    // Throws std::runtime_error when closed, broken, or busy on another thread.
+    // Tokens that it can hold, of all sequences together.
+    uint32_t n_ctx() const;
+
+    // Throws decode_error when closed, broken, or busy on another thread.
     llama_context *          get() const;
     llama_memory_t           memory() const { return llama_get_memory(get()); }
     const loradrop::engine * engine() const;
@@ -94,10 +102,18 @@ class context {
     void check_shift() const;
 
     const std::shared_ptr<model> base;
+    const int64_t                n_positions;  // that a sequence can take
     int32_t                      n_threads = 0;
 
   private:
     static bool should_stop(void * self);
+
+    void check_idle() const;
+    void check_positions(const batch_request & request, const std::vector<llama_seq_id> & ids) const;
+
+    // Lets go of what cannot be freed: when a check fails amid a graph, the other threads wait for this one at a
+    // barrier that it will not reach, so joining them would never return.
+    void abandon();
 
     void set_adapters(const std::vector<scaled_adapter> & chosen);
 
@@ -113,8 +129,9 @@ class context {
 
     std::atomic<bool>                     busy{false};
     std::atomic<bool>                     stop{false};
-    bool                                  settling        = false;
-    int64_t                               operations_left = -1;  // negative: no limit
+    bool                                  settling        = false;  // not to be stopped half-way: it would start anew
+    int64_t                               operations_left = -1;     // negative: no limit
+    bool                                  check_fails     = false;
     uint32_t                              operations_seen = 0;
     bool                                  broken          = false;
     std::chrono::steady_clock::time_point last_signal_check;

@@ -4,6 +4,7 @@
 #include "log.h"
 
 #include "loradrop/engine.h"
+#include "loradrop/errors.h"
 
 #include "llama-context.h"
 
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 namespace py = pybind11;
 
@@ -45,6 +47,10 @@ static std::optional<lora_drop_params> drop_params(const model & base, std::shar
     }
     if (!c) {
         throw std::invalid_argument("rho = " + std::to_string(rho) + " needs a corrector");
+    }
+    if (c->base != layout_hash(*base.get())) {
+        throw corrector_error((c->is_none() ? "corrector" : c->path) + ": was loaded for another model; load it for " +
+                              base.path);
     }
     plan_runs(*c, rho, llama_model_n_layer(base.get()));
     params.corrector = std::move(c);
@@ -115,24 +121,33 @@ static py::list operations(const context & self) {
 }
 
 static py::bytes save_state(context & self) {
-    const abort_guard guard;
-    self.get();
-    self.settle();
-    std::vector<uint8_t> data(llama_state_get_size(self.get()));
-    const size_t         n = llama_state_get_data(self.get(), data.data(), data.size());
-    if (n == 0) {
+    size_t size = 0;
+    size_t n    = 0;
+    self.run([&](llama_context & ctx) { size = llama_state_get_size(&ctx); });
+    // written where it stays, for it may be large
+    const auto state =
+        py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+    if (!state) {
+        throw py::error_already_set();
+    }
+    auto * data = reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(state.ptr()));
+    self.run([&](llama_context & ctx) { n = llama_state_get_data(&ctx, data, size); });
+    if (n == 0 || n != size) {
         throw decode_error("the state cannot be saved: " + logged_errors());
     }
-    return py::bytes(reinterpret_cast<const char *>(data.data()), n);
+    return state;
 }
 
-static void load_state(context & self, const std::string & state) {
-    const abort_guard guard;
-    self.get();
-    self.settle();
-    clear_logged_errors();
-    if (llama_state_set_data(self.get(), reinterpret_cast<const uint8_t *>(state.data()), state.size()) == 0) {
-        llama_memory_clear(self.memory(), true);
+static void load_state(context & self, const py::bytes & state) {
+    const std::string_view data = state;
+    bool                   done = false;
+    self.run([&](llama_context & ctx) {
+        done = llama_state_set_data(&ctx, reinterpret_cast<const uint8_t *>(data.data()), data.size()) > 0;
+        if (!done) {
+            llama_memory_clear(llama_get_memory(&ctx), true);
+        }
+    });
+    if (!done) {
         throw std::invalid_argument("the state cannot be restored, the context is empty now: " + logged_errors());
     }
 }
@@ -155,8 +170,13 @@ profile times each operation of a decode for operations(); they then run one by 
 
 adapters are pairs of an Adapter and its scale; a LoRA step leaves out what they add to dropped layers.
 
-Raises ValueError for a bad argument, UnsupportedError for a model that LoRA-Drop cannot serve, RuntimeError for lack
-of memory.
+Of a model with a table of positions a sequence can take no more than the table has, and n_ctx is lowered to that.
+
+n_threads and n_threads_batch: 0 chooses; more than there are processors takes all.
+
+Raises ValueError for a bad argument, CorrectorError for a corrector that was loaded for another model, UnsupportedError
+for a model that LoRA-Drop cannot serve, RuntimeError or MemoryError for lack of memory, LoradropError for a failed check
+of the engine.
 )doc")
         .def(py::init([](std::shared_ptr<model> base, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
@@ -172,6 +192,7 @@ of memory.
                      scaled.push_back({lora, scale});
                  }
                  const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window);
+                 const py::gil_scoped_release release;
                  return std::make_unique<context>(
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,
@@ -187,7 +208,7 @@ of memory.
              py::arg("capture") = std::vector<int32_t>{},
              py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{},
              py::arg("profile") = false)
-        .def_property_readonly("n_ctx", [](const context & self) { return llama_n_ctx(self.get()); })
+        .def_property_readonly("n_ctx", &context::n_ctx)
         .def_property_readonly("n_batch", [](const context & self) { return llama_n_batch(self.get()); })
         .def_property_readonly("n_seq_max", [](const context & self) { return llama_n_seq_max(self.get()); })
         .def_readonly("n_threads", &context::n_threads)
@@ -213,7 +234,9 @@ of memory.
             py::arg("outputs") = py::none(),
             "Decodes a batch of at most n_batch tokens. seq_ids: the sequence of each (0). positions: of each in its "
             "sequence (the next ones). outputs: which logits to keep (the last token's). Raises ContextFullError, "
-            "DecodeAborted, DecodeError or ValueError; after each of them the context can be used.")
+            "DecodeAborted, DecodeError, ValueError or IndexError, after each of which the context can be used; "
+            "LoradropError for a failed check of the engine, or MemoryError, after which it can only be closed, and all "
+            "else raises DecodeError.")
         .def("logits", logits, py::arg("i") = -1,
              "The logits, float32 [n_vocab], of the token at index i of the last batch, -1 for the last output.")
         .def("states", states, py::arg("layer"),
@@ -265,11 +288,11 @@ of memory.
             },
             py::arg("seq_id"), "The last position of a sequence, -1 when it is empty.")
         .def("save_state", save_state)
-        .def(
-            "load_state", [](context & self, const py::bytes & state) { load_state(self, state); }, py::arg("state"))
+        .def("load_state", load_state, py::arg("state"))
         .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")
-        .def("abort_after", &context::abort_after, py::arg("n"),
-             "Stops the next decode after n operations of its graph, 0 or more: failures for tests.")
+        .def("abort_after", &context::abort_after, py::arg("n"), py::kw_only(), py::arg("failing") = false,
+             "Stops the next decode after n operations of its graph, 0 or more; failing: as a failed check of ggml "
+             "does. Failures for tests.")
         .def("close", &context::close, "Frees everything; later calls raise DecodeError.")
         .def_property_readonly("stats", stats);
 }

@@ -31,7 +31,7 @@ struct engine_abort : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Runs f; a failed check of ggml on this thread leaves it as engine_abort instead of ending the process.
+// While this lives, a failed check of ggml on this thread throws engine_abort instead of ending the process.
 class abort_guard {
   public:
     abort_guard();

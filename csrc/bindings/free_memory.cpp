@@ -7,11 +7,73 @@
 #elif defined(__APPLE__)
 #    include <sys/sysctl.h>
 #else
+#    include <algorithm>
 #    include <fstream>
+#    include <limits>
 #    include <string>
 #endif
 
 namespace loradrop::bindings {
+
+#if !defined(_WIN32) && !defined(__APPLE__)
+
+static constexpr uint64_t no_limit = std::numeric_limits<uint64_t>::max();
+
+static uint64_t read_number(const std::string & path, uint64_t otherwise) {
+    std::ifstream file(path);
+    uint64_t      value;
+    return file >> value ? value : otherwise;
+}
+
+// Bytes of files that a group's memory holds, such as a mapped model's; they make room for what needs it.
+static uint64_t file_bytes(const std::string & stat, const std::string & prefix) {
+    std::ifstream file(stat);
+    std::string   key;
+    uint64_t      value;
+    uint64_t      total = 0;
+    while (file >> key >> value) {
+        if (key == prefix + "active_file" || key == prefix + "inactive_file") {
+            total += value;
+        }
+    }
+    return total;
+}
+
+static uint64_t left_in_group(const std::string & folder, bool version_2) {
+    const uint64_t limit = read_number(folder + (version_2 ? "/memory.max" : "/memory.limit_in_bytes"), no_limit);
+    const uint64_t usage = read_number(folder + (version_2 ? "/memory.current" : "/memory.usage_in_bytes"), 0);
+    const uint64_t files = file_bytes(folder + "/memory.stat", version_2 ? "" : "total_");
+    return limit - std::min(limit, usage - std::min(usage, files));
+}
+
+// What the control groups of this process leave it, as the limits of a container do.
+static uint64_t left_in_groups() {
+    std::ifstream groups("/proc/self/cgroup");
+    uint64_t      left = no_limit;
+    for (std::string line; std::getline(groups, line);) {
+        // "0::/path" in version 2, "4:cpu,memory:/path" in version 1
+        const size_t first  = line.find(':');
+        const size_t second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) {
+            continue;
+        }
+        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+        const bool        version_2   = controllers == ",,";
+        if (!version_2 && controllers.find(",memory,") == std::string::npos) {
+            continue;
+        }
+        // the groups around it have limits too, and inside a container the path may begin outside of what is mounted
+        const std::string root = version_2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+        std::string       path = line.substr(second + 1);
+        for (size_t end = path.size(); end != std::string::npos && end > 0; end = path.rfind('/', end - 1)) {
+            left = std::min(left, left_in_group(root + path.substr(0, end), version_2));
+        }
+        left = std::min(left, left_in_group(root, version_2));
+    }
+    return left;
+}
+
+#endif
 
 uint64_t free_memory() {
 #if defined(_WIN32)
@@ -29,7 +91,7 @@ uint64_t free_memory() {
     std::string   unit;
     while (meminfo >> key >> kib >> unit) {
         if (key == "MemAvailable:") {
-            return kib * 1024;
+            return std::max<uint64_t>(1, std::min(kib * 1024, left_in_groups()));
         }
     }
     return 0;

@@ -51,7 +51,14 @@ void model::check_token(llama_token token) const {
     }
 }
 
+void model::check_tokenizer() const {
+    if (llama_vocab_type(vocab()) == LLAMA_VOCAB_TYPE_NONE) {
+        throw model_error(path + ": tokenizer.ggml.model is 'no_vocab'; the model takes tokens, not text");
+    }
+}
+
 std::vector<llama_token> model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    check_tokenizer();
     const abort_guard        guard;
     std::vector<llama_token> tokens(text.size() + 2);
     const auto               run = [&] {
@@ -81,6 +88,8 @@ static std::string text_of(F && write) {
 }
 
 std::string model::detokenize(const std::vector<llama_token> & tokens, bool special) const {
+    const abort_guard guard;
+    check_tokenizer();
     for (const llama_token t : tokens) {
         check_token(t);
     }
@@ -91,6 +100,8 @@ std::string model::detokenize(const std::vector<llama_token> & tokens, bool spec
 }
 
 std::string model::piece(llama_token token, bool special) const {
+    const abort_guard guard;
+    check_tokenizer();
     check_token(token);
     return text_of(
         [&](char * text, int32_t size) { return llama_token_to_piece(vocab(), token, text, size, 0, special); });

@@ -30,6 +30,9 @@ class model {
     void check_token(llama_token token) const;
 
   private:
+    // Throws model_error.
+    void check_tokenizer() const;
+
     llama_model_ptr handle;
 };
 

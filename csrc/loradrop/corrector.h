@@ -39,6 +39,7 @@ class corrector {
     std::string             refresh;  // recommended policy: single, refill, or empty
     std::string             quality;  // JSON text, may be empty
     std::string             path;
+    std::string             base;  // layout_hash of the model that it was loaded for
 
     bool   is_none() const { return rank == 0 && weights == nullptr; }
     float  scale() const { return rank == 0 ? 0.0f : alpha / static_cast<float>(rank); }

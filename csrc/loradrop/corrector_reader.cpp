@@ -82,6 +82,7 @@ class corrector_reader {
             return nullptr;
         }
         check_base();
+        out->base = layout_hash(model);
         read_keys();
         read_tensors();
         check_tensors();
@@ -423,6 +424,7 @@ std::shared_ptr<const corrector> corrector::none(const llama_model & model) {
 
     auto out    = std::make_shared<corrector>();
     out->layers = std::move(layers);
+    out->base   = layout_hash(model);
     return out;
 }
 

@@ -15,9 +15,6 @@
 
 namespace loradrop {
 
-// llama.cpp attends to cells in blocks of this many, so a smaller step would save nothing.
-static constexpr uint32_t min_growth = 256;
-
 static constexpr llama_pos end_of_time = std::numeric_limits<llama_pos>::max();
 
 template <typename T>
@@ -29,8 +26,8 @@ static const T * as_exactly(const llama_memory_i * memory) {
 static const llama_model & check_memory_type(const llama_model & model, const llama_memory_params & params,
                                              const llama_cparams & cparams) {
     llama_cparams small = cparams;
-    small.n_ctx         = min_growth;
-    small.n_ctx_seq     = min_growth;
+    small.n_ctx         = drop_memory::min_growth;
+    small.n_ctx_seq     = drop_memory::min_growth;
     small.n_seq_max     = 1;
 
     const std::unique_ptr<llama_memory_i> probe(model.create_memory(params, small));
@@ -191,10 +188,7 @@ bool drop_memory::get_can_shift() const {
 //
 
 template <typename F>
-void drop_memory::for_sequences(llama_seq_id seq_id, F && f) {
-    if (in_pass) {
-        return;
-    }
+static void for_sequences(llama_seq_id seq_id, F && f) {
     if (seq_id >= 0) {
         f(seq_id);
         return;
@@ -221,7 +215,9 @@ void drop_memory::clear(bool data) {
 
 bool drop_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const bool done = kept->seq_rm(seq_id, p0, p1) & droppable->seq_rm(seq_id, p0, p1);
-    for_sequences(seq_id, [&](llama_seq_id s) { sched.remove(s, range_begin(p0), range_end(p1)); });
+    if (!in_pass) {  // what llama.cpp takes back of a batch that failed, the engine's books do not hold yet
+        for_sequences(seq_id, [&](llama_seq_id s) { sched.remove(s, range_begin(p0), range_end(p1)); });
+    }
     return done;
 }
 
@@ -278,8 +274,9 @@ llama_pos drop_memory::seq_pos_max(llama_seq_id seq_id) const {
 bool drop_memory::take_out_lora_tokens(llama_seq_id seq_id) {
     sequence &      s     = sched.at(seq_id);
     const llama_pos first = s.lora.front().pos;
-    if (s.n_missing == 0 && !(s.is_unbroken() && (first == 0 || kept.holds(seq_id, first - 1)))) {
+    if (!s.is_unbroken() || (first > 0 && !kept.holds(seq_id, first - 1))) {
         s.lora.clear();
+        s.n_missing = 0;
         return false;
     }
     kept->seq_rm(seq_id, first, -1);

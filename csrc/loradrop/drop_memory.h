@@ -18,6 +18,10 @@ namespace loradrop {
 
 class drop_memory : public llama_memory_i {
   public:
+    // Cells of the droppable layers' cache at first, and the least that it grows by. llama.cpp attends to cells in
+    // blocks of this many, so a smaller step would save nothing.
+    static constexpr uint32_t min_growth = 256;
+
     // Throws unsupported_error when the model's memory is no KV cache, plain or with sliding windows.
     // reserve: makes room for the graphs of a larger cache, false when there is none.
     drop_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
@@ -102,13 +106,11 @@ class drop_memory : public llama_memory_i {
     uint32_t slot_with_state(llama_seq_id seq_id) const;
 
     void forget(llama_seq_id seq_id);
-    void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags, bool same_schedule);
+    void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags, uint32_t their_k,
+                       bool same_schedule);
 
     template <typename F>
     void for_saved_parts(llama_seq_id seq_id, F && f) const;
-
-    template <typename F>
-    void for_sequences(llama_seq_id seq_id, F && f);
 
     const llama_model & model;
     const cache_options options;

@@ -4,13 +4,15 @@
 
 #include "ggml-backend.h"
 #include "llama-io.h"
+#include "llama-model.h"
+#include "llama-vocab.h"
 
 #include <stdexcept>
 
 namespace loradrop {
 
 static constexpr uint32_t state_magic   = 0x504f5244;  // "DROP"
-static constexpr uint32_t state_version = 2;
+static constexpr uint32_t state_version = 3;
 
 namespace {
 
@@ -29,6 +31,12 @@ T read_value(llama_io_read_i & io) {
 void check(bool same, const char * what) {
     if (!same) {
         throw std::runtime_error(std::string("the saved state does not fit this context: it differs in ") + what);
+    }
+}
+
+void check_whole(bool possible, const char * what) {
+    if (!possible) {
+        throw std::runtime_error(std::string("the saved state is damaged: ") + what + " cannot be");
     }
 }
 
@@ -60,23 +68,29 @@ void write_sequence(llama_io_write_i & io, const sequence & s) {
     }
 }
 
-sequence read_sequence(llama_io_read_i & io) {
+// k: of the context that saved it. last_stored: the last position of the sequence that has cells.
+sequence read_sequence(llama_io_read_i & io, uint32_t k, int32_t n_vocab, llama_pos last_stored) {
     sequence s;
     s.ready         = read_value<uint8_t>(io) != 0;
     s.sampled       = read_value<uint8_t>(io) != 0;
     s.anchor        = read_value<int32_t>(io);
     const auto lora = read_value<uint64_t>(io);
+    check_whole(lora <= k, "the number of LoRA steps");
     for (uint64_t i = 0; i < lora; ++i) {
-        s.lora.push_back(read_value<lora_token>(io));
+        const auto t = read_value<lora_token>(io);
+        check_whole(t.token >= 0 && t.token < n_vocab, "a token");
+        check_whole(t.pos > (s.lora.empty() ? -1 : s.lora.back().pos), "a position");
+        s.lora.push_back(t);
     }
-    s.n_missing          = read_value<uint64_t>(io);
+    s.n_missing = read_value<uint64_t>(io);
+    check_whole(s.n_missing == 0 || s.n_missing == lora, "the number of pending tokens");
+    check_whole(s.n_missing == 0 || s.lora.front().pos > last_stored, "the place of pending tokens");
     const auto thinnable = read_value<uint64_t>(io);
     for (uint64_t i = 0; i < thinnable; ++i) {
         const auto first = read_value<int32_t>(io);
         const auto end   = read_value<int32_t>(io);
         s.thinnable.emplace_back(first, end);
     }
-    check(s.n_missing <= s.lora.size(), "the number of pending tokens");
     return s;
 }
 
@@ -102,6 +116,7 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
     const auto ours = signature(runs);
     write_value<uint64_t>(io, ours.size());
     io.write(ours.data(), ours.size() * sizeof(ours[0]));
+    write_value<uint64_t>(io, runs.weight_hash());
     write_value<uint32_t>(io, sched.k());
     write_value(io, sched.policy());
     write_value<uint32_t>(io, droppable.n_cells());
@@ -134,13 +149,14 @@ void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
     std::vector<int64_t> theirs(ours.size());
     io.read(theirs.data(), theirs.size() * sizeof(theirs[0]));
     check(theirs == ours, "the dropped layers or the reuse rule");
+    check(read_value<uint64_t>(io) == runs.weight_hash(), "the corrector's weights");
     const auto k      = read_value<uint32_t>(io);
     const auto policy = read_value<refresh_policy>(io);
 
     copy_states();
     forget(seq_id);
     try {
-        read_contents(io, seq_id, flags, k == sched.k() && policy == sched.policy());
+        read_contents(io, seq_id, flags, k, k == sched.k() && policy == sched.policy());
     } catch (...) {
         forget(seq_id);
         throw;
@@ -156,7 +172,7 @@ void drop_memory::forget(llama_seq_id seq_id) {
 }
 
 void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags,
-                                bool same_schedule) {
+                                uint32_t their_k, bool same_schedule) {
     grow_to(read_value<uint32_t>(io));
     for (const layer_cache * cache : {&kept, &droppable}) {
         for_saved_parts(seq_id, [&](llama_seq_id s) { (*cache)->state_read(io, s, flags); });
@@ -165,7 +181,7 @@ void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama
     const llama_seq_id begin = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id end   = seq_id < 0 ? static_cast<llama_seq_id>(runs.n_slots()) : seq_id + 1;
     for (llama_seq_id s = begin; s < end; ++s) {
-        sequence read = read_sequence(io);
+        sequence read = read_sequence(io, their_k, model.vocab.n_tokens(), last_stored(s));
         check(same_schedule || read.lora.empty(),
               "k or the refresh policy, which may differ only where no LoRA step has followed a full one");
         read.ready  = read.ready && static_cast<uint32_t>(s) < runs.n_slots();

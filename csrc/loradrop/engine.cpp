@@ -82,13 +82,14 @@ void engine::enter_variant() {
     }
 }
 
-engine::variant::variant(engine & e, step_kind kind) : e(e) {
+engine::variant::variant(engine & e, step_kind kind) : e(e), outer_step(e.step), outer_entered(e.entered) {
     e.step = kind;
 }
 
 engine::variant::~variant() {
-    e.step = full_step;
+    e.step = outer_entered;
     e.enter_variant();
+    e.step = outer_step;
 }
 
 //

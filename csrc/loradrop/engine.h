@@ -51,8 +51,8 @@ class engine {
     static const engine * of(const llama_context & ctx);
 
   private:
-    // Graphs are built for one kind of step while this lives. Outside of it the context holds the full step's graph
-    // and scheduler, which is what the rest of llama.cpp expects to find.
+    // Graphs are built for one kind of step while this lives. Outside of the outermost one the context holds the full
+    // step's graph and scheduler, which is what the rest of llama.cpp expects to find.
     struct variant {
         variant(engine & e, step_kind kind);
         ~variant();
@@ -60,7 +60,9 @@ class engine {
         variant(const variant &)             = delete;
         variant & operator=(const variant &) = delete;
 
-        engine & e;
+        engine &        e;
+        const step_kind outer_step;
+        const step_kind outer_entered;
     };
 
     // Makes room for the largest full step with the droppable layers' cache as it is; false when there is none.

@@ -7,17 +7,26 @@
 #include "llama-model.h"
 
 #include <cstring>
+#include <initializer_list>
 
 namespace loradrop {
 
-std::vector<ggml_tensor *> reuse_run::states() const {
+static std::vector<ggml_tensor *> present(std::initializer_list<ggml_tensor *> tensors) {
     std::vector<ggml_tensor *> out;
-    for (ggml_tensor * t : {state, state_carry, state_a, state_gate, state_up}) {
+    for (ggml_tensor * t : tensors) {
         if (t) {
             out.push_back(t);
         }
     }
     return out;
+}
+
+std::vector<ggml_tensor *> reuse_run::weights() const {
+    return present({a, a_anchor, b, gate, gate_anchor, up, up_anchor, down, carry});
+}
+
+std::vector<ggml_tensor *> reuse_run::states() const {
+    return present({state, state_carry, state_a, state_gate, state_up});
 }
 
 // Declares the tensors of one run, puts them on the device of its first layer, and fills in the weights.
@@ -180,6 +189,34 @@ const reuse_run * reuse_runs::run_after(int32_t il) const {
 
 uint32_t reuse_runs::slot_of(int32_t seq_id) const {
     return seq_id >= 0 && static_cast<uint32_t>(seq_id) < slots ? static_cast<uint32_t>(seq_id) : slots;
+}
+
+uint64_t reuse_runs::weight_hash() const {
+    if (hash) {
+        return *hash;
+    }
+    uint64_t   out = 0xcbf29ce484222325ull;
+    const auto mix = [&out](uint64_t word) {
+        out = (out ^ word) * 0x100000001b3ull;
+        out ^= out >> 32;  // else the top bits of two words, such as signs, could cancel each other
+    };
+    std::vector<uint8_t> data;
+    for (const reuse_run & run : all) {
+        uint32_t scale;
+        std::memcpy(&scale, &run.scale, sizeof(scale));
+        mix(scale);
+        for (const ggml_tensor * t : run.weights()) {
+            data.assign((ggml_nbytes(t) + 7) / 8 * 8, 0);
+            ggml_backend_tensor_get(t, data.data(), 0, ggml_nbytes(t));
+            for (size_t i = 0; i < data.size(); i += 8) {
+                uint64_t word;
+                std::memcpy(&word, data.data() + i, sizeof(word));
+                mix(word);
+            }
+        }
+    }
+    hash = out;
+    return out;
 }
 
 void reuse_runs::copy_slot(uint32_t from, uint32_t to) const {

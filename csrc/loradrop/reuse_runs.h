@@ -6,6 +6,7 @@
 #include "ggml-cpp.h"
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 struct llama_model;
@@ -37,6 +38,7 @@ struct reuse_run {
     ggml_tensor * state_gate  = nullptr;  // [n_ff, n_slots]
     ggml_tensor * state_up    = nullptr;  // [n_ff, n_slots]
 
+    std::vector<ggml_tensor *> weights() const;
     std::vector<ggml_tensor *> states() const;
 };
 
@@ -62,6 +64,9 @@ class reuse_runs {
     // The devices have to be idle.
     void copy_slot(uint32_t from, uint32_t to) const;
 
+    // Tells apart correctors of one shape. Computed when it is first asked for; the devices have to be idle.
+    uint64_t weight_hash() const;
+
     size_t weight_bytes() const { return n_weight_bytes; }
 
     size_t state_bytes() const { return n_state_bytes; }
@@ -73,6 +78,7 @@ class reuse_runs {
     std::vector<ggml_backend_buffer_ptr> bufs;
     size_t                               n_weight_bytes = 0;
     size_t                               n_state_bytes  = 0;
+    mutable std::optional<uint64_t>      hash;
 
     friend class reuse_run_builder;
 };

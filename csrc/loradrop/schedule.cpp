@@ -13,7 +13,7 @@ bool sequence::is_unbroken() const {
 }
 
 schedule::schedule(uint32_t k, refresh_policy policy, int32_t kv_window, uint32_t n_seq) :
-    n_lora(k), refresh(policy), kv_window(kv_window), n_ready(n_seq), sequences(max_sequences) {
+    n_lora(k), refresh(policy), kv_window(kv_window), n_seq(n_seq), sequences(max_sequences) {
 }
 
 sequence & schedule::at(int32_t seq_id) {
@@ -48,7 +48,7 @@ void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled) {
     s.n_missing = 0;
     s.anchor    = last;
     s.sampled   = sampled;
-    s.ready     = static_cast<uint32_t>(seq_id) < n_ready;
+    s.ready     = static_cast<uint32_t>(seq_id) < n_seq;
 }
 
 void schedule::after_failure(int32_t seq_id, int32_t last) {
@@ -116,7 +116,7 @@ void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
 
 void schedule::copy(int32_t from, int32_t to, int32_t p0, int32_t p1) {
     sequence s = at(from);
-    s.ready    = s.ready && static_cast<uint32_t>(to) < n_ready;
+    s.ready    = s.ready && static_cast<uint32_t>(to) < n_seq;
     at(to)     = std::move(s);
     if (p0 > 0) {
         remove(to, 0, p0);

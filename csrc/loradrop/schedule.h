@@ -71,13 +71,11 @@ class schedule {
     void keep_only(int32_t seq_id);
     void shift(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta);
 
-    uint32_t n_seq() const { return n_ready; }
-
   private:
     uint32_t              n_lora;
     refresh_policy        refresh;
     int32_t               kv_window;
-    uint32_t              n_ready;
+    uint32_t              n_seq;
     std::vector<sequence> sequences;
 };
 

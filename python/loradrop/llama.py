@@ -45,8 +45,8 @@ class Llama:
         LoRA steps between two refresh steps; 0 decodes in full. None takes the corrector's
         recommendation, else 3.
     corrector : path, optional
-        A sidecar with the corrector. None takes the one in the model's own file or, if `rho` is given, the one that
-        the package holds for the model.
+        A sidecar with the corrector. None takes the one in the model's own file or, if `rho`, `k` or `refresh` is
+        given, the one that the package holds for the model.
     refresh : {"single", "refill"}, optional
         Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
         again. None takes the corrector's recommendation, and ``single`` where it has none.
@@ -96,7 +96,8 @@ class Llama:
     ModelError
         If the file cannot be used as a model.
     CorrectorError
-        If rho is above 0 and there is no corrector, or it does not fit the model.
+        If LoRA-Drop is asked for and there is no corrector, it does not fit the model, or `rho` is None and it
+        recommends none.
     UnsupportedError
         If layers of this architecture cannot drop.
     ValueError, TypeError
@@ -174,7 +175,7 @@ class Llama:
         self.k = drop.k
         self.refresh = drop.refresh
         self.dropped_layers = context.dropped_layers
-        self._session: Session | None = Session(context, n_ctx)
+        self._session: Session | None = Session(context, min(n_ctx, context.n_ctx))
         self._template: ChatTemplate | None = None
         self._stats: RequestStats | None = None
 

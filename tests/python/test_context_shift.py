@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loradrop._core import DecodeAborted
 from reference import Entry
 from sequence_pair import SequencePair
 from test_engine import POLICIES, REUSES, TEXT, corrector_for
@@ -66,6 +67,23 @@ def test_a_gap_is_no_hindrance(tmp_path: Path, refresh: str, p0: int) -> None:
     seq.previous_logits_wanted = False
     seq.lora_tokens = []
     generate(pair, 20, 12)
+
+
+@pytest.mark.parametrize(("p0", "p1", "last"), [(10, 11, 8), (7, 9, 6), (4, 6, 11), (10, -1, 9)])
+def test_a_gap_among_owed_tokens_is_no_hindrance(tmp_path: Path, p0: int, p1: int, last: int) -> None:
+    pair = make_pair(tmp_path, "segment", "refill", n_ctx=256)
+    engine = pair.engine
+    engine.decode(TEXT[:9])
+    for token in TEXT[9 : 9 + K]:
+        engine.decode([token])
+    engine.abort_after(0)
+    with pytest.raises(DecodeAborted):
+        engine.decode([5])  # a refill, which now owes what was at positions 9 to 11
+    engine.seq_rm(0, p0, p1)
+    for i, token in enumerate(TEXT[20:30], start=1):
+        engine.decode([token])
+        assert engine.seq_pos_max(0) == last + i
+    assert np.isfinite(engine.logits()).all()
 
 
 def test_positions_below_zero_are_removed(tmp_path: Path) -> None:

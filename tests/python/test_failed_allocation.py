@@ -1,8 +1,9 @@
-"""Memory that is refused while a batch decodes: an error, after which the context goes on where it was."""
+"""Memory that is refused: an error, after which everything goes on as it was."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loradrop._core import Context, ContextFullError, Corrector, DecodeError, Model
+from loradrop._core import Context, ContextFullError, Corrector, DecodeError, LoradropError, Model
 from test_engine import POLICIES, corrector_for
 from tiny import TinyModel, make_model, write_gguf
 
@@ -92,3 +93,29 @@ def test_the_context_goes_on(tmp_path: Path, refresh: str, model: TinyModel, mor
     write_gguf(path, model, corrector_for(model, "segment"))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(go_short_of_memory, path, refresh, more, missing).result()
+
+
+def start_threads_without_memory(path: Path) -> None:
+    model = Model(str(path))
+    limit_memory(1 << 20)  # less than a thread's stack
+    with pytest.raises(LoradropError, match="a check inside the engine failed"):
+        Context(model, n_ctx=256, n_threads=2)
+    limit_memory(None)
+    Context(model, n_ctx=256, n_threads=2).decode(TOKENS[:9])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor has one thread")
+def test_threads_that_do_not_start(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, MASKS)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(start_threads_without_memory, path).result()
+
+
+def test_no_more_threads_than_processors(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, MASKS)
+    n_processors = os.cpu_count() or 1
+    context = Context(Model(str(path)), n_ctx=256, n_threads=n_processors + 3, n_threads_batch=n_processors + 5)
+    assert context.n_threads <= n_processors
+    context.decode(TOKENS[:9])

@@ -120,6 +120,8 @@ def test_invalid_batches_change_nothing(tmp_path: Path) -> None:
             engine.decode([5], seq_ids=[2])
         with pytest.raises(ValueError, match="positions has 2 entries for 1 tokens"):
             engine.decode([5], positions=[1, 2])
+        with pytest.raises(ValueError, match=r"positions\[1\] = -3"):
+            engine.decode([5, 6], seq_ids=[0, 1], positions=[engine.seq_pos_max(0) + 1, -3])
         with pytest.raises(ValueError, match="n_batch"):
             engine.decode([5] * 513)
         with pytest.raises(IndexError, match="output 7"):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import struct
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from loradrop._core import Context, Model
+from loradrop._core import Context, DecodeError, LoradropError, Model
 from pair import FLASH_TOLERANCE
 from reference import Entry
 from sequence_pair import SequencePair
@@ -203,3 +208,167 @@ def test_states_with_and_without_lora_drop_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_stream mismatch"):
         plain.load_state(pair.engine.save_state())
     plain.decode(TEXT[:9])
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_state_of_another_corrector_is_refused(tmp_path: Path, reuse: Reuse) -> None:
+    model = make_model(n_layer=N_LAYER)
+    corrector = corrector_for(model, reuse)
+    changed = {name: tensor.copy() for name, tensor in corrector.tensors.items()}
+    for name in changed:
+        if "lora_drop.seg.0." not in name:  # this run is not used
+            changed[name].flat[-1] *= -1
+    here, there = make_pair(tmp_path / "here", reuse), make_pair(tmp_path / "there", reuse)
+    (tmp_path / "other").mkdir()
+    point = {"rho": 0.5, "k": 3, "n_seq_max": N_SEQ, "n_ctx": 1536}
+    other = SequencePair(
+        tmp_path / "other", model, dataclasses.replace(corrector, tensors=changed), refresh="refill", **point
+    )
+    for pair in (here, other):
+        pair.decode(Entry(0, TEXT[:9]))
+        step(pair, 9, 2)
+    with pytest.raises(ValueError, match="it differs in the corrector's weights"):
+        other.engine.load_state(here.engine.save_state())
+    other.reference.sequences.clear()
+    other.decode(Entry(0, TEXT[:9]))
+    move(here, there)
+
+
+def lora_tokens(*tokens: tuple[int, int]) -> bytes:
+    """Return how a state holds tokens of LoRA steps: their number, then each with its position."""
+    return struct.pack("<Q", len(tokens)) + b"".join(struct.pack("<ii", *token) for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (lora_tokens((320 + 999, 9), (TEXT[10], 10)), "a token"),
+        (lora_tokens((-1, 9), (TEXT[10], 10)), "a token"),
+        (lora_tokens((TEXT[9], -9), (TEXT[10], 10)), "a position"),
+        (lora_tokens((TEXT[9], 10), (TEXT[10], 10)), "a position"),
+        (lora_tokens((TEXT[9], 11), (TEXT[10], 10)), "a position"),
+        (struct.pack("<Q", 4), "the number of LoRA steps"),
+        (struct.pack("<Q", 2**63), "the number of LoRA steps"),
+        (lora_tokens((TEXT[9], 9), (TEXT[10], 10)) + struct.pack("<Q", 3), "the number of pending tokens"),
+        (lora_tokens((TEXT[9], 9), (TEXT[10], 10)) + struct.pack("<Q", 1), "the number of pending tokens"),
+        (lora_tokens((TEXT[9], 9), (TEXT[10], 10)) + struct.pack("<Q", 2), "the place of pending tokens"),
+    ],
+    ids=[
+        *("a token too large", "a token below zero", "a position below zero", "a position twice", "descending"),
+        *("more than k", "many more", "more pending than there are", "some pending", "pending and in the cache"),
+    ],
+)
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_tokens_that_cannot_be_are_refused(tmp_path: Path, damaged: bytes, message: str, kv_unified: bool) -> None:
+    pair = make_pair(tmp_path, kv_unified=kv_unified)
+    pair.decode(Entry(0, TEXT[:9]))
+    step(pair, 9, 2)
+    state = pair.engine.save_state()
+    at = state.index(lora_tokens((TEXT[9], 9), (TEXT[10], 10)))
+    with pytest.raises(ValueError, match=message):
+        pair.engine.load_state(state[:at] + damaged + state[at + len(damaged) :])
+    pair.reference.sequences.clear()
+    pair.check_lengths()
+    pair.decode(Entry(0, TEXT[:9]))
+
+
+@pytest.mark.parametrize("position", [-1, -7])
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_cell_without_a_position_is_refused(tmp_path: Path, position: int, kv_unified: bool) -> None:
+    pair = make_pair(tmp_path, kv_unified=kv_unified)
+    pair.decode(Entry(0, TEXT[:9]))
+    state = pair.engine.save_state()
+    cell = struct.pack("<iIi", 8, 1, 0)  # position 8 of one sequence, the first
+    at = state.index(cell)
+    with pytest.raises(ValueError, match="failed to restore kv cache"):
+        pair.engine.load_state(state[:at] + struct.pack("<i", position) + state[at + 4 :])
+    pair.reference.sequences.clear()
+    pair.decode(Entry(0, TEXT[:9]))
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_more_cells_than_there_are_take_no_memory(tmp_path: Path, kv_unified: bool) -> None:
+    pair = make_pair(tmp_path, kv_unified=kv_unified)
+    pair.decode(Entry(0, TEXT[:9]))
+    state = pair.engine.save_state()
+    n_streams = 1 if kv_unified else N_SEQ
+    cache = struct.pack("<III", pair.engine.stats["kv_cells_droppable"], n_streams, 9)
+    at = state.index(cache) + len(cache) - 4
+    for n_cells in (4_000_000, 2**32 - 1):
+        before = peak_memory()
+        with pytest.raises(ValueError, match="failed to restore kv cache"):
+            pair.engine.load_state(state[:at] + struct.pack("<I", n_cells) + state[at + 4 :])
+        assert peak_memory() - before < 64 << 20
+
+
+def peak_memory() -> int:
+    """Return the most bytes that the process has taken, 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_state_with_damaged_books_is_an_error_or_loads(tmp_path: Path, kv_unified: bool, data: st.DataObject) -> None:
+    here, state = damaged_context(tmp_path, kv_unified)
+    damaged = bytearray(state)
+    books = [
+        state.index(STATE_MAGIC),
+        state.index(struct.pack("<iIi", 0, 1, 0)),  # the first cells
+        state.index(lora_tokens((TEXT[9], 9), (TEXT[10], 10))) - 8,
+    ]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from(books)) + data.draw(st.integers(0, 79))
+        damaged[at] = data.draw(st.integers(0, 255))
+    try:
+        here.load_state(bytes(damaged))
+        for token in TEXT[11:19]:
+            here.decode([token])
+        here.seq_rm(0, 5)
+        here.decode(TEXT[:3])
+    except (ValueError, LoradropError):
+        here.clear()
+    here.clear()
+    here.decode(TEXT[:3])
+
+
+CONTEXTS: dict[tuple[Path, bool], tuple[Context, bytes]] = {}
+
+
+def damaged_context(folder: Path, kv_unified: bool) -> tuple[Context, bytes]:
+    """Return a context and a state of it with two LoRA steps; the same for each example of a test."""
+    if (folder, kv_unified) not in CONTEXTS:
+        pair = make_pair(folder, kv_unified=kv_unified)
+        pair.decode(Entry(0, TEXT[:9]))
+        step(pair, 9, 2)
+        CONTEXTS[folder, kv_unified] = pair.engine, pair.engine.save_state()
+    return CONTEXTS[folder, kv_unified]
+
+
+def test_other_threads_run_while_a_state_is_saved_and_loaded(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    pair.decode(Entry(0, TEXT[:9]))
+    errors: set[str] = set()
+    done = threading.Event()
+
+    def use() -> None:
+        while not done.is_set():
+            try:
+                pair.engine.seq_pos_max(0)
+            except DecodeError as error:
+                errors.add(str(error))
+
+    other = threading.Thread(target=use)
+    other.start()
+    try:
+        for _ in range(300):
+            pair.engine.load_state(pair.engine.save_state())
+    finally:
+        done.set()
+        other.join()
+    assert errors <= {"the context is in use on another thread; one thread at a time may use it"}
+    pair.check_lengths()
+    step(pair, 9, 5)
