@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joined import KINDS, digest, join, runs
+from joined import KINDS, digest, join, measured_rows, runs
 
 from loradrop._core import Corrector, Model
 from loradrop.evaluate import Point, PointReport, perplexity
+from loradrop.options import REFRESH_POLICIES
 
 RHOS = (0.1, 0.2, 0.27, 0.33, 0.5, 0.75)
 KS = (1, 2, 3, 5)
@@ -58,20 +59,24 @@ def result(report: PointReport) -> dict[str, Any]:
     }
 
 
-def weights_of(model: Path, out: Path, point: Point) -> str:
-    """Return the digest of the run that a point drops."""
+def weights_of(model: Path, out: Path, points: list[Point]) -> dict[Point, str]:
+    """Return the digest of the run that each point drops."""
     opened = Model(str(model))
-    corrector = Corrector.load(str(point.corrector), opened)
-    assert corrector is not None and point.rho is not None and point.refresh is not None
-    dropped = corrector.dropped_layers(point.rho, opened.n_layer)
-    return digest(runs(out, point.refresh)[min(dropped), max(dropped)])
+    correctors = {point.corrector: Corrector.load(str(point.corrector), opened) for point in points}
+    found = {}
+    for point in points:
+        corrector = correctors[point.corrector]
+        assert corrector is not None and point.rho is not None and point.refresh is not None
+        dropped = corrector.dropped_layers(point.rho, opened.n_layer)
+        found[point] = digest(runs(out, point.refresh)[min(dropped), max(dropped)])
+    return found
 
 
 def measure(model: Path, out: Path, kind: str, n_windows: int, points: list[Point], n_threads: int | None) -> None:
     """Measure the points that are still missing."""
     path = out / f"grid-{kind}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
-    weights = {point: weights_of(model, out, point) for point in points}
+    weights = weights_of(model, out, points)
     missing = [point for point in points if done.get(key(point, n_windows), {}).get("weights") != weights[point]]
     windows = windows_of(out, kind, n_windows)
     for at in range(0, len(missing), AT_ONCE):
@@ -107,7 +112,8 @@ def _pivot(rows: list[dict[str, Any]], column: str) -> None:
     print("|---|---|" + "---|" * len(heads))
     for rho in sorted({row["rho"] for row in rows}):
         line = {row[column]: row for row in rows if row["rho"] == rho}
-        print(f"| {rho} | {_layers(line[heads[0]])} | {' | '.join(_rise(line[head]) for head in heads)} |")
+        layers = _layers(next(iter(line.values())))
+        print(f"| {rho} | {layers} | {' | '.join(_rise(line[head]) if head in line else '' for head in heads)} |")
 
 
 def table(out: Path, kind: str) -> None:
@@ -124,11 +130,9 @@ def table(out: Path, kind: str) -> None:
 
 
 def _rows(out: Path, kind: str) -> list[dict[str, Any]]:
-    done = json.loads((out / f"grid-{kind}.json").read_text())
-    full = done.pop("full")
-    (windows,) = {name.rsplit(" ", 1)[1] for name in done}
-    print(f"{kind}, {windows} windows; full model: NLL {full['nll']['mean']:.3f}")
-    return list(done.values())
+    full = json.loads((out / f"grid-{kind}.json").read_text())["full"]
+    print(f"{kind}; full model: NLL {full['nll']['mean']:.3f}")
+    return [row for policy in REFRESH_POLICIES for row in measured_rows(out, kind, policy)]
 
 
 def _layers(row: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def measured_rows(out: Path, kind: str, refresh: str) -> list[dict[str, Any]]:
     path = out / f"grid-{kind}.json"
     rows = json.loads(path.read_text()).values() if path.exists() else ()
     now = {digest(folder) for folder in runs(out, refresh).values()}
-    return [row for row in rows if row.get("refresh") == refresh and row["weights"] in now]
+    return [row for row in rows if row.get("refresh") == refresh and row.get("weights") in now]
 
 
 def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

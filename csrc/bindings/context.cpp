@@ -1,11 +1,11 @@
 #include "context.h"
 
 #include "errors.h"
-#include "free_memory.h"
 #include "log.h"
 
 #include "loradrop/cache_size.h"
 #include "loradrop/engine.h"
+#include "loradrop/free_memory.h"
 #include "loradrop/init_error.h"
 
 #include "llama-context.h"
@@ -53,7 +53,8 @@ static llama_flash_attn_type flash_attn_type(const std::string & name) {
     return found->second;
 }
 
-// An allocation that the system grants but cannot keep ends the process later, so it is refused here.
+// An allocation that the system grants but cannot keep ends the process later, so it is refused here; drop_memory asks
+// again where the droppable layers' cache grows.
 static void check_memory(const llama_model & model, const llama_context_params & params) {
     const uint64_t need = initial_cache_bytes(model, params);
     const uint64_t have = free_memory();

@@ -99,6 +99,7 @@ class drop_memory : public llama_memory_i {
     layer_cache               new_cache(bool for_droppable, uint32_t n_cells) const;
     std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
     layer_cache::slot_infos   find_droppable(const std::vector<llama_ubatch> & ubatches);
+    void                      check_memory(uint64_t need) const;
     bool                      grow_to(uint32_t n_cells);
     bool                      has_room_for_graphs();
 

@@ -20,7 +20,7 @@ from loradrop.models import resolve_model
 from loradrop.options import ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
 from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
-from loradrop.sampling import SamplingOptions, check_seed
+from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
 from loradrop.stats import RequestStats
 
@@ -40,7 +40,7 @@ class Llama:
         Hugging Face Hub. The last two are downloaded once.
     rho : float, optional
         Share of the layers that drop, [0, 1); 0 decodes in full. None takes the corrector's
-        recommendation, and 0 where there is no corrector.
+        recommendation, and 0 where there is no corrector and neither `k` nor `refresh` asks for one.
     k : int, optional
         LoRA steps between two refresh steps; 0 decodes in full. None takes the corrector's
         recommendation, else 3.
@@ -620,7 +620,7 @@ class Llama:
             check_int("logprobs", n_top, 0, self._model.n_vocab)
         seed = check_seed(seed)
         if seed is None:
-            seed = self._seeds.getrandbits(32)
+            seed = self._seeds.randrange(MAX_SEED + 1)
 
         def keep(stats: RequestStats) -> None:
             self._stats = stats

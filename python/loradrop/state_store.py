@@ -146,11 +146,11 @@ class StateWriter:
     def _start(self, tokens: Tokens) -> None:
         path = self._folder / "tokens.npy"
         if not path.exists():
-            np.save(path, tokens)
             self._write_done(0)
+            np.save(path, tokens)
         elif not np.array_equal(np.load(path), tokens):
             raise ValueError(f"{self._folder}: holds the states of other texts; give an empty folder")
-        elif _read_done(self._folder).get("model") != self._model:
+        elif _read_done(self._folder).get("model", self._model) != self._model:
             raise ValueError(f"{self._folder}: holds the states of another model; give an empty folder")
 
     def _open(self, name: str, shape: tuple[int, int, int]) -> States:
@@ -200,5 +200,5 @@ def _n_done(folder: Path) -> int:
 
 def _read_done(folder: Path) -> dict[str, Any]:
     path = folder / "done.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"texts": 0, "model": ""}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"texts": 0}
     return found

@@ -44,6 +44,8 @@ elif end == "with":
             llm("a")
         except LoradropError:
             pass
+        else:
+            raise AssertionError("the check did not fail")
 del context, model
 model = Model(path)
 context = Context(model, n_ctx=256, n_threads=1, n_threads_batch=1)

@@ -248,6 +248,14 @@ def test_windows_are_cut_as_llama_cpp_does(base: Path) -> None:
     assert np.array_equal(text_windows(model, [TEXT, other], 32, None), both)
 
 
+def test_pieces_change_no_token(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(str(base))  # SentencePiece
+    text = "the cat sat\nthe mat was in the end\nof that thing " * 9
+    whole = text_windows(model, text, 8, None)
+    monkeypatch.setattr(windows, "PIECE", 5)
+    assert np.array_equal(text_windows(model, text, 8, None), whole)
+
+
 def test_long_texts_are_tokenised_in_pieces(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(str(smollm2))
     text = "The sea was calm.\n\n  It rained, then\nthe wind fell \n\n\nat 10:45.\t\nNo one saw it.\r\n" * 9

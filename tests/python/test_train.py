@@ -34,7 +34,7 @@ from loradrop.train.timeline import Timeline  # noqa: E402
 from loradrop.train.train import TrainOptions, train  # noqa: E402
 from loradrop_convert.base import read_base  # noqa: E402
 from loradrop_convert.corrector import CorrectorData  # noqa: E402
-from loradrop_convert.folder import read_folder_base  # noqa: E402
+from loradrop_convert.folder import read_folder_base, write_folder  # noqa: E402
 from loradrop_convert.sources import read_corrector  # noqa: E402
 
 N_LAYER = 6
@@ -173,7 +173,8 @@ def test_training_begins_where_it_is_told(tmp_path: Path, model_path: Path, text
         ({"reuse": "anchor-delta", "layers": [2, 3], "segments": []}, "start: its reuse is anchor-delta, segment is"),
         ({"segments": [(2, 4)]}, r"start: its segments is \[\(2, 4\)\]"),
         ({"rank": 8}, "start: its rank is 8, 4 is asked for"),
-        ({"tensors": {"lora_drop.seg.0.down.weight": np.zeros((32, 8), np.float32)}}, r"has shape \[32, 8\], expected"),
+        ({"tensors": {"lora_drop.seg.0.down.weight": np.zeros((32, 8), np.float32)}}, "start: its hidden is 8, 16 is"),
+        ({"tensors": {"lora_drop.seg.0.a.weight": np.zeros((3, 96), np.float32)}}, r"a.weight has shape \[3, 96\]"),
     ],
 )
 def test_start_of_another_shape(
@@ -351,6 +352,15 @@ def test_command_trains_and_resumes(tmp_path: Path, model_path: Path) -> None:
     again = CliRunner().invoke(main, [*arguments, "--resume"])
     assert again.exit_code == 0, again.output
     assert Corrector.load(str(tmp_path / "out" / "corrector.gguf"), Model(str(model_path))) is not None
+
+
+def test_start_is_looked_at_before_texts_are_written(tmp_path: Path, model_path: Path) -> None:
+    arguments = ["train", str(model_path), "-o", str(tmp_path / "out"), "--self", "20", "--segment", "2-3"]
+    write_folder(tmp_path / "start", CorrectorData("segment", 4, 4.0, {}, [], [(2, 3)]))
+    for start, says in ((tmp_path / "none", "none"), (tmp_path / "start", "start: its rank is 4, 64 is asked for")):
+        result = CliRunner().invoke(main, [*arguments, "--start", str(start)])
+        assert result.exit_code == 1 and says in result.output
+        assert not (tmp_path / "out").exists()
 
 
 def test_command_asks_for_what_the_rule_needs(tmp_path: Path, model_path: Path) -> None:

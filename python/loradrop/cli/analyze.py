@@ -92,6 +92,7 @@ def command(
     from loradrop.cli.analyze_table import print_analysis
     from loradrop.gathered_text import gather_windows, n_to_write
     from loradrop.text_files import read_texts
+    from loradrop_convert.output import check_outputs
 
     _check_outputs(output, plot, force, [model, *paths])
     check_int("windows", windows, 1)
@@ -100,6 +101,7 @@ def command(
     read = read_texts(paths)  # a missing file is told before a model is loaded or downloaded
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
+    check_outputs(filter(None, [output, plot]), force, inputs=[path])  # it may have been given by name
     check_model(path, chosen, window)
     n_texts = windows + n_fit
     n_written = n_to_write(n_texts, files=bool(paths), write=write or not paths)

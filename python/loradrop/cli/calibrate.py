@@ -81,6 +81,7 @@ def command(
     chosen = CalibrateOptions(seconds=60 * minutes, n_threads=threads or 0, seed=seed, **options)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
+    check_outputs([output], force, inputs=[path])  # it may have been given by name
     with stage_progress() as show:
         texts, n_written = read_windows(Model(str(path)), paths, write or not paths, windows, window)
         corrector, reports = calibrate(path, texts, chosen, n_written=n_written, progress=show)

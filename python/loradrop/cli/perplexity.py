@@ -75,6 +75,7 @@ def command(
     named = read_texts(texts)
     with pull_progress() as pulling:
         path = resolve_model(model, pulling)
+    check_outputs(filter(None, [output]), force, inputs=[path])  # it may have been given by name
     with token_progress("decoding windows") as decoding:
         report = perplexity(
             path,

@@ -25,8 +25,8 @@ CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows 
 
     Needs the extra `train` (pip install "loradrop[train]"). What a frozen model gives for the texts is computed once
     and kept in OUT/states; then come regression of its states (for the rule segment) and distillation of its
-    predictions on the schedule as it is decoded. Ctrl-C during that leaves a checkpoint: go on with --resume, which
-    keeps the texts of the first start.
+    predictions on the schedule as it is decoded. Ctrl-C during the distillation leaves a checkpoint: go on with
+    --resume, which keeps the texts of the first start.
 
     {MODEL_HELP} A Hugging Face folder needs --tokenizer, a GGUF file of the same model.""",
 )
@@ -113,6 +113,7 @@ def command(
 
         from loradrop.train import train as training
         from loradrop.train.dataset import dataset_text
+        from loradrop.train.start import shape_of_start
         from loradrop.train.texts import load_texts, save_texts, split_texts
     except ModuleNotFoundError as error:
         raise click.ClickException(f'{error.name} is missing: pip install "loradrop[train]"') from None
@@ -122,8 +123,11 @@ def command(
     from loradrop_convert.sources import read_corrector
 
     chosen = _train_options(options, seed)
+    begin = None if start is None else read_corrector(start)
     if not resume:
         training.check_new(out)
+    if begin is not None:
+        shape_of_start(chosen.shape, begin)  # raises, before texts are gathered
     if dataset is not None and texts is None:
         raise click.UsageError("--texts is missing: say how many windows to take from the dataset")
     if threads is not None:
@@ -154,7 +158,7 @@ def command(
             made,
             out,
             chosen,
-            start=None if start is None else read_corrector(start),
+            start=begin,
             states=states,
             resume=resume,
             progress=show,

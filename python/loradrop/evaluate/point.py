@@ -27,7 +27,7 @@ class Point:
     kv_window : int
         With ``refill``: newest tokens whose K/V droppable layers keep.
     corrector : path, optional
-        A sidecar; None takes the one given for all points, else what the model's own file holds.
+        A sidecar; None takes the one given for all points, else what the model's own file or the package holds.
     """
 
     rho: float | None = None

@@ -14,7 +14,7 @@ def shape_of_start(shape: Shape, start: CorrectorData) -> Shape:
     Raises
     ------
     ValueError
-        If rule, layers, segments or rank are not those of the shape; the message names both.
+        If rule, layers, segments or sizes are not those of the shape; the message names both.
     """
     for name, asked, given in (
         ("reuse", shape.reuse, start.reuse),
@@ -24,4 +24,7 @@ def shape_of_start(shape: Shape, start: CorrectorData) -> Shape:
     ):
         if asked != given:
             raise ValueError(f"start: its {name} is {given}, {asked} is asked for; ask for what it has")
+    hidden = next((t.shape[1] for name, t in start.tensors.items() if name.endswith(".down.weight")), 0)
+    if hidden and hidden != shape.hidden:
+        raise ValueError(f"start: its hidden is {hidden}, {shape.hidden} is asked for; ask for what it has")
     return replace(shape, alpha=start.alpha)

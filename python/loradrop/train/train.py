@@ -217,7 +217,9 @@ def write_result(
     The recommended point is that of the most layers that lose at most 0.05 nats on held-out texts, else of the fewest.
     """
     counts = [last - first + 1 for first, last in options.shape.segments] or [len(options.shape.layers)]
-    losses = dict(zip(counts, (found.nll_rise for found in result.values()), strict=True))
+    losses: dict[int, float] = {}
+    for count, found in zip(counts, result.values(), strict=True):
+        losses.setdefault(count, found.nll_rise)  # of runs as long as each other the engine takes the first
     good = [count for count, loss in losses.items() if loss <= WITHIN]
     data = replace(
         _data(student, options),

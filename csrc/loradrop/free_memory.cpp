@@ -1,4 +1,4 @@
-#include "free_memory.h"
+#include "loradrop/free_memory.h"
 
 #if defined(_WIN32)
 #    define WIN32_LEAN_AND_MEAN
@@ -13,7 +13,7 @@
 #    include <string>
 #endif
 
-namespace loradrop::bindings {
+namespace loradrop {
 
 #if !defined(_WIN32) && !defined(__APPLE__)
 
@@ -98,4 +98,4 @@ uint64_t free_memory() {
 #endif
 }
 
-}  // namespace loradrop::bindings
+}  // namespace loradrop
