@@ -102,8 +102,9 @@ def summary(out: Path, kind: str) -> None:
         ("`single`", single, "k"),
         ("`refill`, k = 3", windows, "kv_window"),
     ):
-        print(f"\n{title}:\n")
-        _pivot(chosen, column)
+        if len({row[column] for row in chosen}) > 1:
+            print(f"\n{title}:\n")
+            _pivot(chosen, column)
 
 
 def _pivot(rows: list[dict[str, Any]], column: str) -> None:
