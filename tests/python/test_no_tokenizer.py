@@ -9,29 +9,13 @@ import numpy as np
 import pytest
 
 from loradrop._core import Context, Model, ModelError
-from tiny import _add_tensors, _finish, make_model
+from tiny import make_model, write_gguf
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    from gguf import GGUFWriter
-
-    tiny = make_model()
     path = tmp_path_factory.mktemp("model") / "model.gguf"
-    writer = GGUFWriter(path, tiny.arch)
-    writer.add_type("model")
-    writer.add_vocab_size(tiny.n_vocab)
-    writer.add_context_length(tiny.n_ctx_train)
-    writer.add_embedding_length(tiny.n_embd)
-    writer.add_block_count(tiny.n_layer)
-    writer.add_feed_forward_length(tiny.n_ff)
-    writer.add_head_count(tiny.n_head)
-    writer.add_head_count_kv(tiny.n_head_kv)
-    writer.add_layer_norm_rms_eps(tiny.rms_eps)
-    writer.add_rope_dimension_count(tiny.n_embd // tiny.n_head)
-    writer.add_tokenizer_model("no_vocab")
-    _add_tensors(writer, tiny.tensors, "f32")
-    _finish(writer)
+    write_gguf(path, make_model(), tokenizer=False)
     return Model(str(path))
 
 

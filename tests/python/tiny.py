@@ -267,6 +267,7 @@ def write_gguf(
     corrector_type: TensorType = "f32",
     chat_template: bool | str = False,
     add_bos: bool = True,
+    tokenizer: bool = True,
 ) -> None:
     """Write the model as GGUF, with the corrector inside if there is one.
 
@@ -280,6 +281,8 @@ def write_gguf(
         Whether the tokenizer gets `CHAT_TEMPLATE`, or the one it gets.
     add_bos : bool
         Whether the tokenizer puts BOS before a text.
+    tokenizer : bool
+        Whether there is one at all.
     """
     from gguf import GGUFWriter
 
@@ -300,7 +303,10 @@ def write_gguf(
     if model.n_swa:
         writer.add_sliding_window(model.n_swa)
         writer.add_sliding_window_pattern(SWA_PERIOD)
-    _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
+    if tokenizer:
+        _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     _add_tensors(writer, model.tensors, weight_type)
     if corrector is not None:
         _add_corrector(writer, corrector, corrector_type)

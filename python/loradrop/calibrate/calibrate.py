@@ -21,12 +21,12 @@ from loradrop.calibrate.schedule import single_steps
 from loradrop.calibrate.segment import Parts, fit_hidden, fit_linear
 from loradrop.evaluate import PointReport
 from loradrop.progress import StageProgress
+from loradrop.recommended import recommended_count
 from loradrop.state_store import StateStore, Tokens
 from loradrop_convert.base import read_base
 from loradrop_convert.corrector import SEGMENT, CorrectorData
 
 MIN_TEXTS = 16
-WITHIN = 0.05  # nats of NLL that a recommended point may lose
 
 
 def calibrate(
@@ -162,8 +162,8 @@ def _shown(job: Job, what: str, total: int) -> Callable[[int], None]:
 
 def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_layer: int) -> CorrectorData:
     """Return the corrector with what was measured, and the largest rho that stays within 0.05 nats, or the smallest."""
-    good = [report for report in reports if report.total.delta_nll.mean <= WITHIN]
-    best = good[-1] if good else reports[0]
+    by_count = {len(report.dropped_layers): report for report in reports}
+    best = by_count[recommended_count({n: report.total.delta_nll.mean for n, report in by_count.items()})]
     return dataclasses.replace(
         corrector,
         rho=len(best.dropped_layers) / n_layer,

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast
 from loradrop.checks import check_choice, check_float, check_int
 from loradrop.options import MAX_INT32, REFRESH_POLICIES
 from loradrop.progress import StageProgress, counter
+from loradrop.recommended import recommended_count
 from loradrop.self_text import MAX_SEED
 from loradrop.state_store import StateStore
 from loradrop.train.batches import Batch, BatchSource, kv_layers_needed, layers_needed
@@ -38,7 +39,6 @@ from loradrop_convert.gguf_file import write_sidecar
 from loradrop_convert.rules import check_rules
 
 METRIC_TEXTS = 24  # their tokens tell enough of a layer's directions
-WITHIN = 0.05  # nats that the recommended point may lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,18 +212,14 @@ def check_new(out: Path) -> None:
 def write_result(
     out: Path, model: str | os.PathLike[str], student: Student, options: TrainOptions, result: Mapping[str, Fidelity]
 ) -> None:
-    """Write the corrector as a folder, and as a sidecar where the model is a GGUF file.
-
-    The recommended point is that of the most layers that lose at most 0.05 nats on held-out texts, else of the fewest.
-    """
+    """Write the corrector as a folder, and as a sidecar where the model is a GGUF file."""
     counts = [last - first + 1 for first, last in options.shape.segments] or [len(options.shape.layers)]
     losses: dict[int, float] = {}
     for count, found in zip(counts, result.values(), strict=True):
         losses.setdefault(count, found.nll_rise)  # of runs as long as each other the engine takes the first
-    good = [count for count, loss in losses.items() if loss <= WITHIN]
     data = replace(
         _data(student, options),
-        rho=(max(good) if good else min(counts)) / student.decoder.n_layer,
+        rho=recommended_count(losses) / student.decoder.n_layer,
         k=max(options.ks),
         quality={
             "trained on": f"{options.refresh}, k in {list(options.ks)}",
