@@ -13,5 +13,6 @@ void register_corrector(pybind11::module_ & m);
 void register_context(pybind11::module_ & m);
 void register_sampler(pybind11::module_ & m);
 void register_quantize(pybind11::module_ & m);
+void register_cpu(pybind11::module_ & m);
 
 }  // namespace loradrop::bindings

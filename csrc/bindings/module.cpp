@@ -16,4 +16,5 @@ PYBIND11_MODULE(_core, m) {
     register_context(m);
     register_sampler(m);
     register_quantize(m);
+    register_cpu(m);
 }
