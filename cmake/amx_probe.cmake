@@ -7,7 +7,7 @@ function(loradrop_probe_amx)
     endif ()
     if (NOT DEFINED LORADROP_AMX_WORKS)
         try_run(exit_code compiled "${CMAKE_BINARY_DIR}/amx_probe" "${PROJECT_SOURCE_DIR}/cmake/amx_probe.cpp"
-                CMAKE_FLAGS "-DCMAKE_CXX_FLAGS=-march=native -O3")
+                COMPILE_DEFINITIONS -march=native -O3)  # CMAKE_FLAGS has no way to add to the flags in CMake 4.4
         if (compiled AND exit_code EQUAL 0)
             set(works ON)
         else ()
