@@ -17,7 +17,7 @@ enum class sums {
     of_32,        // int16 [block][column][8]
     of_32_pairs,  // int16 [block][4][max_columns][2]: two neighbours of of_32 of all columns
     of_block,     // int32 [block][max_columns], times kernel::factor
-    scaled,       // float [block][max_columns]: q8_1's s
+    scaled,       // float [block][max_columns]: q8_1's s; 0 beyond the columns, for numbers below the normal are slow
 };
 
 // The quantised activations of a group of columns, in the order in which kernels read them.

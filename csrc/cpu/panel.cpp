@@ -113,9 +113,14 @@ static void write_sums(const kernel & k, const block_values & block, int64_t b, 
             static_cast<int32_t *>(sums_memory)[b * max_columns + c] = k.factor * sum;
             break;
         }
-        case sums::scaled:
-            static_cast<float *>(sums_memory)[b * max_columns + c] = block.scaled_sum;
+        case sums::scaled: {
+            float * of_block = static_cast<float *>(sums_memory) + b * max_columns;
+            of_block[c]      = block.scaled_sum;
+            if (c == 0) {
+                std::fill(of_block + columns, of_block + max_columns, 0.0f);
+            }
             break;
+        }
     }
 }
 

@@ -62,34 +62,16 @@ struct q8_0 {
     static __m512i        weights(const block & b) { return _mm512_broadcast_i64x4(load_256(b.qs)); }
 };
 
-// The scales of some blocks as floats in memory, from which to spread one takes none of the shuffles' port; after each
-// stands the block's min, if it has one.
-constexpr int blocks_at_once = 16;
-
+// A block begins with its scale and, if it has one, its min: as floats, in turn. Four bytes are spread from memory, for
+// that takes no port of the shuffles.
 template <typename format>
-void convert_scales(const typename format::block * w, int n, float * scales) {
-    if constexpr (format::is_signed) {
-        alignas(32) uint16_t halves[blocks_at_once] = {};
-        for (int i = 0; i < n; ++i) {
-            halves[i] = w[i].d;
-            keep_scalar();
-        }
-        _mm512_store_ps(scales, _mm512_cvtph_ps(load_256(halves)));
-    } else {
-        alignas(64) uint32_t halves[blocks_at_once] = {};
-        for (int i = 0; i < n; ++i) {
-            halves[i] = w[i].data.dm;
-            keep_scalar();
-        }
-        _mm512_store_ps(scales, _mm512_cvtph_ps(load_256(halves)));
-        _mm512_store_ps(scales + 16, _mm512_cvtph_ps(load_256(halves + 8)));
-    }
+__m256 scale_and_min(const typename format::block & b) {
+    return _mm256_cvtph_ps(_mm_castps_si128(_mm_broadcast_ss(reinterpret_cast<const float *>(&b))));
 }
 
 template <typename format, int columns>
 void one_row(const typename format::block * w, const panel & a, float * out, size_t ld, size_t ahead) {
     constexpr int pairs    = (columns + 1) / 2;
-    constexpr int stride   = format::is_signed ? 1 : 2;
     const __m512i one_half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
 
     __m512 acc[pairs];
@@ -99,36 +81,29 @@ void one_row(const typename format::block * w, const panel & a, float * out, siz
     [[maybe_unused]] __m256 acc_min = _mm256_setzero_ps();  // a lane for each column
 
     const auto * values = static_cast<const int8_t *>(a.values);
-    for (int first = 0; first < a.blocks; first += blocks_at_once) {
-        const int         n = a.blocks - first < blocks_at_once ? a.blocks - first : blocks_at_once;
-        alignas(64) float row_scales[stride * blocks_at_once];
-        convert_scales<format>(w + first, n, row_scales);
+    for (int b = 0; b < a.blocks; ++b) {
+        const typename format::block & block = w[b];
+        prefetch(&block, ahead);
 
-        for (int i = 0; i < n; ++i) {
-            const int                      b     = first + i;
-            const typename format::block & block = w[b];
-            prefetch(&block, ahead);
-
-            const __m512i x      = format::weights(block);
-            const __m512  scales = _mm512_castps256_ps512(_mm256_mul_ps(
-                _mm256_set1_ps(row_scales[stride * i]), _mm256_load_ps(a.scales + size_t(b) * max_columns)));
-            __m512i       begin  = _mm512_setzero_si512();
-            if constexpr (format::is_signed) {
-                const __m512i added = _mm512_dpbusd_epi32(begin, _mm512_set1_epi8(static_cast<char>(0x80)), x);
-                begin               = _mm512_sub_epi32(begin, added);
-            } else {
-                const __m256 sums = _mm256_load_ps(static_cast<const float *>(a.sums) + size_t(b) * max_columns);
-                acc_min           = _mm256_fmadd_ps(_mm256_set1_ps(row_scales[2 * i + 1]), sums, acc_min);
-            }
+        const __m512i x       = format::weights(block);
+        const __m256  of_row  = scale_and_min<format>(block);
+        const __m256  of_cols = _mm256_load_ps(a.scales + size_t(b) * max_columns);
+        const __m512  scales  = _mm512_castps256_ps512(_mm256_mul_ps(_mm256_moveldup_ps(of_row), of_cols));
+        __m512i       begin   = _mm512_setzero_si512();
+        if constexpr (format::is_signed) {
+            const __m512i added = _mm512_dpbusd_epi32(begin, _mm512_set1_epi8(static_cast<char>(0x80)), x);
+            begin               = _mm512_sub_epi32(begin, added);
+        } else {
+            const __m256 sums = _mm256_load_ps(static_cast<const float *>(a.sums) + size_t(b) * max_columns);
+            acc_min           = _mm256_fmadd_ps(_mm256_movehdup_ps(of_row), sums, acc_min);
+        }
 #pragma GCC unroll 4
-            for (int p = 0; p < pairs; ++p) {
-                // the second half of a last single column is never used
-                const __m512i y = load_512(values + 32 * (size_t(b) * columns + 2 * p));
-                const __m512i sum =
-                    format::is_signed ? _mm512_dpbusd_epi32(begin, y, x) : _mm512_dpbusd_epi32(begin, x, y);
-                const __m512i of_pair = _mm512_add_epi32(one_half, _mm512_set1_epi32(2 * p));
-                acc[p] = _mm512_fmadd_ps(_mm512_permutexvar_ps(of_pair, scales), _mm512_cvtepi32_ps(sum), acc[p]);
-            }
+        for (int p = 0; p < pairs; ++p) {
+            // the second half of a last single column is never used
+            const __m512i y   = load_512(values + 32 * (size_t(b) * columns + 2 * p));
+            const __m512i sum = format::is_signed ? _mm512_dpbusd_epi32(begin, y, x) : _mm512_dpbusd_epi32(begin, x, y);
+            const __m512i of_pair = _mm512_add_epi32(one_half, _mm512_set1_epi32(2 * p));
+            acc[p] = _mm512_fmadd_ps(_mm512_permutexvar_ps(of_pair, scales), _mm512_cvtepi32_ps(sum), acc[p]);
         }
     }
 

@@ -55,11 +55,6 @@ inline void prefetch(const void * p, size_t ahead) {
     }
 }
 
-// In a loop that copies single numbers out of blocks: the compiler would make shuffles of it, whose port is scarce.
-inline void keep_scalar() {
-    asm volatile("" ::: "memory");
-}
-
 // Calls Kernel::rows<columns>, whose loops over columns have a fixed length.
 template <typename Kernel>
 void run(const void * w, size_t row_bytes, int rows, const panel & a, float * out, size_t ld) {
