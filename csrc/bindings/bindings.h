@@ -14,5 +14,6 @@ void register_context(pybind11::module_ & m);
 void register_sampler(pybind11::module_ & m);
 void register_quantize(pybind11::module_ & m);
 void register_cpu(pybind11::module_ & m);
+void register_cpu_attention(pybind11::module_ & m);
 
 }  // namespace loradrop::bindings

@@ -17,4 +17,5 @@ PYBIND11_MODULE(_core, m) {
     register_sampler(m);
     register_quantize(m);
     register_cpu(m);
+    register_cpu_attention(m);
 }
