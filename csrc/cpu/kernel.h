@@ -9,6 +9,7 @@
 namespace loradrop::cpu {
 
 constexpr int max_columns = 8;
+constexpr int all_columns = 0;
 
 // What a kernel takes besides the activations and their scales.
 enum class sums {
@@ -33,11 +34,11 @@ struct kernel {
     // out[c * ld + r] for r < rows, rows a multiple of `interleaved`. `row_bytes` from one row of w to the next.
     void (*run)(const void * w, size_t row_bytes, int rows, const panel & a, float * out, size_t ld);
 
-    int  interleaved;    // rows of weights that lie interleaved, as ggml's CPU_REPACK buffers have them; 1: plain
-    sums extra;          // what the panel's sums are
-    int  offset;         // added to each activation: 0, or 128, by which the bytes are unsigned
-    int  factor;         // of sums::of_block
-    int  least_columns;  // ggml's own code is quicker for fewer
+    int  interleaved;   // rows of weights that lie interleaved, as ggml's CPU_REPACK buffers have them; 1: plain
+    sums extra;         // what the panel's sums are
+    int  offset;        // added to each activation: 0, or 128, by which the bytes are unsigned
+    int  factor;        // of sums::of_block
+    int  most_columns;  // ggml's own code is quicker for more; all_columns: it never is
 };
 
 // Null where a set of instructions has no kernel for this type (of ggml_type) and layout. Never built into code that

@@ -24,7 +24,7 @@ static const kernel * find_kernel([[maybe_unused]] ggml_type type, [[maybe_unuse
 }
 
 // ggml marks weights that it has interleaved by their traits in `extra`.
-static bool is_interleaved([[maybe_unused]] const ggml_tensor & weights) {
+bool is_interleaved([[maybe_unused]] const ggml_tensor & weights) {
 #ifdef GGML_USE_CPU_REPACK
     return weights.buffer->buft == ggml_backend_cpu_repack_buffer_type() && weights.extra;
 #else

@@ -7,6 +7,9 @@
 
 namespace loradrop::cpu {
 
+// Whether ggml has interleaved the rows of these weights, which lie in a buffer.
+bool is_interleaved(const ggml_tensor & weights);
+
 // Null where there is none, and for weights that lie where ggml's code alone can read them.
 const kernel * find_kernel(const ggml_tensor & weights);
 

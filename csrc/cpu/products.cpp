@@ -1,14 +1,11 @@
 #include "cpu/products.h"
 
-#include "cpu/hooks.h"
-#include "cpu/instruction_set.h"
+#include "cpu/column_products.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 
-#include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
-#include "repack.h"
 
 #include <algorithm>
 
@@ -28,7 +25,7 @@ static const kernel * kernel_for(const ggml_tensor & op) {
         return nullptr;
     }
     const kernel * k = find_kernel(w);
-    return k && ggml_nrows(&x) >= k->least_columns ? k : nullptr;
+    return k && (k->most_columns == all_columns || ggml_nrows(&x) <= k->most_columns) ? k : nullptr;
 }
 
 // Rows that a thread takes at once: few enough that threads end together and, where several groups of columns read
@@ -47,7 +44,7 @@ static int64_t rows_at_once(const ggml_tensor & w, int64_t groups, int n_threads
 bool multiply(const ggml_compute_params & params, ggml_tensor & op) {
     const kernel * k = kernel_for(op);
     if (!k) {
-        return false;
+        return multiply_by_columns(params, op);
     }
     const ggml_tensor & w       = *op.src[0];
     const ggml_tensor & x       = *op.src[1];

@@ -142,11 +142,11 @@ constexpr int offset_of_signed = has_vnni ? 128 : 0;
 }  // namespace
 
 namespace LORADROP_KERNELS {
-const kernel q4_0_plain = {run<plain_rows<q4_0>>, 1, sums::none, offset_of_signed, 0, 1};
-const kernel q4_1_plain = {run<plain_rows<q4_1>>, 1, sums::scaled, 0, 0, 1};
-const kernel q5_0_plain = {run<plain_rows<q5_0>>, 1, sums::none, offset_of_signed, 0, 1};
-const kernel q5_1_plain = {run<plain_rows<q5_1>>, 1, sums::scaled, 0, 0, 1};
-const kernel q8_0_plain = {run<plain_rows<q8_0>>, 1, sums::none, offset_of_signed, 0, 1};
+const kernel q4_0_plain = {run<plain_rows<q4_0>>, 1, sums::none, offset_of_signed, 0, max_columns};
+const kernel q4_1_plain = {run<plain_rows<q4_1>>, 1, sums::scaled, 0, 0, all_columns};
+const kernel q5_0_plain = {run<plain_rows<q5_0>>, 1, sums::none, offset_of_signed, 0, max_columns};
+const kernel q5_1_plain = {run<plain_rows<q5_1>>, 1, sums::scaled, 0, 0, all_columns};
+const kernel q8_0_plain = {run<plain_rows<q8_0>>, 1, sums::none, offset_of_signed, 0, max_columns};
 }  // namespace LORADROP_KERNELS
 
 }  // namespace loradrop::cpu

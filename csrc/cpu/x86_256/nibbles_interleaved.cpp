@@ -126,7 +126,12 @@ struct interleaved_rows {
 
 template <typename format>
 constexpr kernel make_kernel() {
-    return {run<interleaved_rows<format>>, 8, sums::of_block, 0, -format::offset, 1};
+    return {run<interleaved_rows<format>>,
+            8,
+            sums::of_block,
+            0,
+            -format::offset,
+            format::is_wide ? max_columns : all_columns};
 }
 
 }  // namespace

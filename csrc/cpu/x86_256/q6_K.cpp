@@ -89,7 +89,7 @@ struct plain_rows {
 }  // namespace
 
 namespace LORADROP_KERNELS {
-const kernel q6_K_plain = {run<plain_rows>, 1, sums::of_16, 0, 0, 1};
+const kernel q6_K_plain = {run<plain_rows>, 1, sums::of_16, 0, 0, all_columns};
 }
 
 }  // namespace loradrop::cpu

@@ -135,11 +135,11 @@ struct plain_rows {
 }  // namespace
 
 namespace avx512 {
-const kernel q4_0_plain = {run<plain_rows<q4_0>>, 1, sums::none, 128, 0, 1};
-const kernel q4_1_plain = {run<plain_rows<q4_1>>, 1, sums::scaled, 0, 0, 1};
-const kernel q5_0_plain = {run<plain_rows<q5_0>>, 1, sums::none, 128, 0, 1};
-const kernel q5_1_plain = {run<plain_rows<q5_1>>, 1, sums::scaled, 0, 0, 1};
-const kernel q8_0_plain = {run<plain_rows<q8_0>>, 1, sums::none, 128, 0, 1};
+const kernel q4_0_plain = {run<plain_rows<q4_0>>, 1, sums::none, 128, 0, all_columns};
+const kernel q4_1_plain = {run<plain_rows<q4_1>>, 1, sums::scaled, 0, 0, all_columns};
+const kernel q5_0_plain = {run<plain_rows<q5_0>>, 1, sums::none, 128, 0, all_columns};
+const kernel q5_1_plain = {run<plain_rows<q5_1>>, 1, sums::scaled, 0, 0, all_columns};
+const kernel q8_0_plain = {run<plain_rows<q8_0>>, 1, sums::none, 128, 0, all_columns};
 }  // namespace avx512
 
 }  // namespace loradrop::cpu

@@ -130,7 +130,7 @@ struct interleaved_rows {
 // Each of a row's two lanes takes off half of the offset.
 template <typename format>
 constexpr kernel make_kernel() {
-    return {run<interleaved_rows<format>>, 8, sums::of_block, 0, -format::offset / 2, 1};
+    return {run<interleaved_rows<format>>, 8, sums::of_block, 0, -format::offset / 2, all_columns};
 }
 
 }  // namespace

@@ -166,7 +166,7 @@ struct interleaved_rows {
 }  // namespace
 
 namespace avx512 {
-const kernel q4_K_interleaved = {run<interleaved_rows>, 8, sums::of_32, 0, 0, 1};
+const kernel q4_K_interleaved = {run<interleaved_rows>, 8, sums::of_32, 0, 0, all_columns};
 }
 
 }  // namespace loradrop::cpu

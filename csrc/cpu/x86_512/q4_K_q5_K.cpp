@@ -156,8 +156,8 @@ struct plain_rows {
 }  // namespace
 
 namespace avx512 {
-const kernel q4_K_plain = {run<plain_rows<q4_K>>, 1, sums::of_32_pairs, 0, 0, 1};
-const kernel q5_K_plain = {run<plain_rows<q5_K>>, 1, sums::of_32_pairs, 0, 0, 1};
+const kernel q4_K_plain = {run<plain_rows<q4_K>>, 1, sums::of_32_pairs, 0, 0, all_columns};
+const kernel q5_K_plain = {run<plain_rows<q5_K>>, 1, sums::of_32_pairs, 0, 0, all_columns};
 }  // namespace avx512
 
 }  // namespace loradrop::cpu

@@ -114,7 +114,7 @@ struct plain_rows {
 }  // namespace
 
 namespace avx512 {
-const kernel q6_K_plain = {run<plain_rows>, 1, sums::of_16, 0, 0, 1};
+const kernel q6_K_plain = {run<plain_rows>, 1, sums::of_16, 0, 0, all_columns};
 }
 
 }  // namespace loradrop::cpu
