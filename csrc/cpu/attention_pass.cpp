@@ -72,6 +72,15 @@ float parameter(const ggml_tensor & op, int i) {
     return x;
 }
 
+// GCC does not fuse this sum in ggml's code, for a loop stands between; others fuse what is one expression.
+float sum_with_sink(float sum, float factor) {
+#    if defined(__GNUC__) && !defined(__clang__)
+    return sum * factor + 1.0f;
+#    else
+    return std::fma(sum, factor, 1.0f);
+#    endif
+}
+
 // The first half of 32 numbers of 16 bits equals `what`, the second half follows.
 uint32_t equal_bits(const __m256i first, const __m256i second, const __m256i what) {
     const __m256i equal = _mm256_packs_epi16(_mm256_cmpeq_epi16(first, what), _mm256_cmpeq_epi16(second, what));
@@ -154,8 +163,9 @@ class pass {
         uint32_t       seen[most_pairs];
         uint32_t       any    = n_rows == 0 ? present : 0;
         uint32_t       common = present;
+        bool           zeros  = true;
         for (int r = 0; r < n_rows; ++r) {
-            seen[r] = look(rows[r].row + first, n) & present;
+            seen[r] = look(rows[r].row + first, n, zeros) & present;
             any |= seen[r];
             common &= seen[r];
         }
@@ -170,6 +180,7 @@ class pass {
                 }
                 bits.all = false;
             }
+            plain              = plain && zeros;
             bits.seen[n_cells] = by;
             cell[n_cells]      = first + i;
             keys[n_cells]      = row_at(key_rows, *op.src[1], first + i);
@@ -184,8 +195,8 @@ class pass {
         return reinterpret_cast<const ggml_fp16_t *>(rows + i * t.nb[1]);
     }
 
-    // Cells that are not masked; notes whether the mask has other numbers than 0 for these.
-    uint32_t look(const ggml_fp16_t * row, int n) {
+    // Cells that are not masked; clears `zeros` where the mask has another number than 0 for one of these.
+    static uint32_t look(const ggml_fp16_t * row, int n, bool & zeros) {
         ggml_fp16_t copy[32];
         if (n < 32) {
             std::fill(copy, copy + 32, ggml_fp16_t{0});
@@ -195,7 +206,7 @@ class pass {
         const __m256i  second   = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + 16));
         const uint32_t infinite = equal_bits(first, second, _mm256_set1_epi16(static_cast<short>(0xfc00)));
         const uint32_t zero     = equal_bits(first, second, _mm256_setzero_si256());
-        plain                   = plain && (infinite | zero) == ~0U;
+        zeros                   = zeros && (infinite | zero) == ~0U;
         return ~infinite;
     }
 
@@ -258,7 +269,7 @@ class pass {
                 for (int d = 0; d < size; ++d) {
                     m.result[d] *= factor;
                 }
-                sum = std::fma(sum, factor, 1.0f);
+                sum = sum_with_sink(sum, factor);
             } else {
                 sum += expf(sink - highest);
             }

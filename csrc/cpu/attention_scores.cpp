@@ -4,7 +4,8 @@
 
 #    include "ggml-cpu.h"
 
-#    include <cstring>
+#    include <algorithm>
+#    include <numeric>
 
 namespace loradrop::cpu {
 
@@ -189,34 +190,64 @@ static const score_element * as_elements(const ggml_fp16_t * key, [[maybe_unused
 #    endif
 }
 
-static score_vector multiply(const score_element * key, const score_element * query, int n) {
-    score_vector sum[4] = {zero(), zero(), zero(), zero()};
-    for (int i = 0; i < n; i += ggml_step) {
+// Stores for each of some queries the vector whose sum is its product with the key.
+template <int Pairs>
+static void multiply(const score_element * key, const score_element * queries, int n, score_element * to) {
+    score_vector sum[Pairs][4];
+    for (int p = 0; p < Pairs; ++p) {
         for (int j = 0; j < 4; ++j) {
-            sum[j] = fma(load(key + i + j * score_lane), load(query + i + j * score_lane), sum[j]);
+            sum[p][j] = zero();
         }
     }
-    return plus(plus(sum[0], sum[2]), plus(sum[1], sum[3]));
-}
-
-static void score_in_vectors(const score_operands & with, const ggml_fp16_t * const * keys, int cells, float * scores) {
-    alignas(64) score_element vectors[score_lane * score_lane] = {};
-
-    int n = 0;
-    for (int c = 0; c < cells; ++c) {
-        const score_element * key = as_elements(keys[c], with);
-        for (int p = 0; p < with.pairs; ++p) {
-            store(vectors + n * score_lane,
-                  multiply(key, with.queries + static_cast<int64_t>(p) * with.in_vectors, with.in_vectors));
-            if (++n == score_lane) {
-                add_up(vectors, scores);
-                scores += score_lane;
-                n = 0;
+    for (int i = 0; i < n; i += ggml_step) {
+        for (int j = 0; j < 4; ++j) {
+            const int          at = i + j * score_lane;
+            const score_vector k  = load(key + at);
+            for (int p = 0; p < Pairs; ++p) {
+                sum[p][j] = fma(k, load(queries + p * n + at), sum[p][j]);
             }
         }
     }
-    if (n > 0) {
-        add_up(vectors, scores);
+    for (int p = 0; p < Pairs; ++p) {
+        store(to + p * score_lane, plus(plus(sum[p][0], sum[p][2]), plus(sum[p][1], sum[p][3])));
+    }
+}
+
+static void score_in_vectors(const score_operands & with, const ggml_fp16_t * const * keys, int cells, float * scores) {
+    constexpr int most    = 128;                      // vectors that wait to be added up
+    constexpr int at_once = score_lane == 8 ? 2 : 4;  // pairs whose sums fit into the registers
+    static_assert(most >= most_pairs);
+    alignas(64) score_element vectors[most * score_lane];
+
+    // As many cells as fill whole groups of vectors, where those fit.
+    const int whole = score_lane / std::gcd(with.pairs, score_lane);
+    const int fit   = most / with.pairs;
+    const int step  = fit < whole ? fit : fit / whole * whole;
+    for (int c = 0; c < cells; c += step) {
+        const int       end = std::min(c + step, cells);
+        score_element * to  = vectors;
+        for (int i = c; i < end; ++i) {
+            const score_element * key   = as_elements(keys[i], with);
+            const score_element * query = with.queries;
+            int                   p     = 0;
+            for (; p + at_once <= with.pairs; p += at_once) {
+                multiply<at_once>(key, query, with.in_vectors, to);
+                query += at_once * with.in_vectors;
+                to += at_once * score_lane;
+            }
+            for (; p < with.pairs; ++p) {
+                multiply<1>(key, query, with.in_vectors, to);
+                query += with.in_vectors;
+                to += score_lane;
+            }
+        }
+        const auto done = (to - vectors) % (score_lane * score_lane);
+        std::fill(to, to + (done ? score_lane * score_lane - done : 0), score_element{0});
+        float * sums = scores + c * with.pairs;
+        for (const score_element * from = vectors; from < to; from += score_lane * score_lane) {
+            add_up(from, sums);
+            sums += score_lane;
+        }
     }
 }
 

@@ -9,6 +9,9 @@ namespace loradrop::cpu {
 // Cells that are computed at once: their keys and values stay in the nearest cache.
 constexpr int block_cells = 32;
 
+// Pairs of a head and a query that are computed at once; their bits fit into one word.
+constexpr int most_pairs = 64;
+
 // What is multiplied: keys as they are stored where ggml multiplies 16 bits, floats elsewhere.
 #    ifdef __AVX512FP16__
 using score_element = ggml_fp16_t;

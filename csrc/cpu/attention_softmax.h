@@ -6,9 +6,6 @@
 #ifdef LORADROP_ATTENTION
 namespace loradrop::cpu {
 
-// So many pairs have their bits in one word.
-constexpr int most_pairs = 64;
-
 // Which pairs see a cell, and for which it has the highest score so far.
 struct block_bits {
     bool     all;  // every pair sees every cell
