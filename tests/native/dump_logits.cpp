@@ -1,8 +1,8 @@
-// dump_logits MODEL OUT: writes the logits of a fixed text, fed as a prompt and then token by token, as raw f32.
+// dump_logits MODEL OUT: decodes a fixed text token by token, past the number of cells from which llama.cpp would split
+// attention, and writes the logits of every eighth token as raw f32.
 #include "llama.h"
 
 #include <cstdio>
-#include <vector>
 
 int main(int argc, char ** argv) {
     if (argc != 3) {
@@ -15,7 +15,7 @@ int main(int argc, char ** argv) {
         return 1;
     }
     llama_context_params params = llama_context_default_params();
-    params.n_ctx                = 512;
+    params.n_ctx                = 1024;
     params.n_threads            = 2;
     params.n_threads_batch      = 2;
     llama_context * ctx         = llama_init_from_model(model, params);
@@ -25,22 +25,17 @@ int main(int argc, char ** argv) {
     }
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
 
-    // any tokens do, as long as both programs take the same
-    uint32_t   state = 1;
-    const auto next  = [&] {
-        state = state * 1664525u + 1013904223u;
-        return static_cast<llama_token>((state >> 8) % static_cast<uint32_t>(n_vocab));
-    };
-    std::vector<llama_token> prompt(33);
-    for (llama_token & t : prompt) {
-        t = next();
-    }
-    for (int i = 0; i < 64; ++i) {
-        if (llama_decode(ctx, llama_batch_get_one(prompt.data(), static_cast<int32_t>(prompt.size()))) != 0) {
+    uint32_t state = 1;
+    for (int i = 0; i < 600; ++i) {
+        // any tokens do, as long as both programs take the same
+        state             = state * 1664525u + 1013904223u;
+        llama_token token = static_cast<llama_token>((state >> 8) % static_cast<uint32_t>(n_vocab));
+        if (llama_decode(ctx, llama_batch_get_one(&token, 1)) != 0) {
             return 1;
         }
-        std::fwrite(llama_get_logits_ith(ctx, -1), sizeof(float), static_cast<size_t>(n_vocab), out);
-        prompt = {next()};
+        if (i % 8 == 7) {
+            std::fwrite(llama_get_logits_ith(ctx, -1), sizeof(float), static_cast<size_t>(n_vocab), out);
+        }
     }
     std::fclose(out);
     llama_free(ctx);

@@ -1,9 +1,10 @@
-"""Builds the pinned llama.cpp with and without our patches and compares their logits bit by bit.
+"""Builds the pinned llama.cpp with and without our patches and compares the logits of single tokens bit by bit.
 
     python tests/native/patched_equals_stock.py MODEL.gguf [--build-dir build/parity]
 
-Needs the build requirements of pyproject.toml, CMake and Ninja. Takes some ten minutes on two
-cores the first time.
+A single query's attention is split in neither (unsplit-attention.patch). Batches are not compared: ours give each token
+what it gets alone, llama.cpp's do not. Needs the build requirements of pyproject.toml, CMake and Ninja. Takes some ten
+minutes on two cores the first time.
 """
 
 from __future__ import annotations
