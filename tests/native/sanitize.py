@@ -38,6 +38,9 @@ TESTS = [
     "test_corrector_files.py",
     "test_unsupported.py",
     "test_completion.py",
+    "test_cpu_products.py",
+    "test_attention.py",
+    "test_small_batches.py",
 ]
 FLAGS = "-fsanitize=address,undefined -shared-libasan -fno-omit-frame-pointer -g1 -O1"
 FINDING = re.compile(r"runtime error: |ERROR: AddressSanitizer: ")
