@@ -235,9 +235,13 @@ static void score_in_vectors(const score_operands & with, const ggml_fp16_t * co
                 query += at_once * with.in_vectors;
                 to += at_once * score_lane;
             }
-            for (; p < with.pairs; ++p) {
+            for (; p + 2 <= with.pairs; p += 2) {
+                multiply<2>(key, query, with.in_vectors, to);
+                query += 2 * with.in_vectors;
+                to += 2 * score_lane;
+            }
+            if (p < with.pairs) {
                 multiply<1>(key, query, with.in_vectors, to);
-                query += with.in_vectors;
                 to += score_lane;
             }
         }
@@ -375,7 +379,10 @@ static void score_beyond(const score_operands & with, const ggml_fp16_t * const 
     for (; p + at_once <= with.pairs; p += at_once) {
         score_beyond_of<at_once>(with, p, cells, scores);
     }
-    for (; p < with.pairs; ++p) {
+    for (; p + 2 <= with.pairs; p += 2) {
+        score_beyond_of<2>(with, p, cells, scores);
+    }
+    if (p < with.pairs) {
         score_beyond_of<1>(with, p, cells, scores);
     }
 }
