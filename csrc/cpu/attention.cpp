@@ -42,9 +42,10 @@ static int64_t pairs_of_kv_head(const ggml_tensor & op) {
 static int64_t parts_of_kv_head(int64_t pairs, int64_t kv_heads, int n_threads) {
     constexpr int64_t reading = 2;  // what K and V cost, in pairs
 
-    int64_t best = 0;
-    int64_t cost = INT64_MAX;
-    for (int64_t parts = (pairs + most_pairs - 1) / most_pairs; parts <= pairs; ++parts) {
+    const int64_t least = (pairs + most_pairs - 1) / most_pairs;
+    int64_t       best  = 0;
+    int64_t       cost  = INT64_MAX;
+    for (int64_t parts = least; parts <= std::min(pairs, least + 2 * n_threads); ++parts) {
         const int64_t rounds = (kv_heads * parts + n_threads - 1) / n_threads;
         const int64_t c      = rounds * (reading + (pairs + parts - 1) / parts);
         if (c < cost) {

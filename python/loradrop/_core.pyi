@@ -37,6 +37,19 @@ def set_verbose(verbose: bool) -> None: ...
 def build_info() -> dict[str, str]: ...
 def quantize_types() -> list[str]: ...
 def quantize(source: str, target: str, type: str, *, n_threads: int = 0) -> None: ...
+def attend(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    *,
+    mask: NDArray[np.float32] | None = None,
+    sinks: NDArray[np.float32] | None = None,
+    scale: float = 1.0,
+    max_bias: float = 0.0,
+    softcap: float = 0.0,
+    type: str = "f16",
+    n_threads: int = 1,
+) -> NDArray[np.float32]: ...
 
 @final
 class Model:
