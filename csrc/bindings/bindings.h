@@ -15,5 +15,6 @@ void register_sampler(pybind11::module_ & m);
 void register_quantize(pybind11::module_ & m);
 void register_cpu(pybind11::module_ & m);
 void register_cpu_products(pybind11::module_ & m);
+void register_machine_floor(pybind11::module_ & m);
 
 }  // namespace loradrop::bindings

@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, m) {
     register_quantize(m);
     register_cpu(m);
     register_cpu_products(m);
+    register_machine_floor(m);
 }
