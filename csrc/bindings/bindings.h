@@ -16,5 +16,6 @@ void register_quantize(pybind11::module_ & m);
 void register_cpu(pybind11::module_ & m);
 void register_cpu_products(pybind11::module_ & m);
 void register_cpu_attention(pybind11::module_ & m);
+void register_machine_floor(pybind11::module_ & m);
 
 }  // namespace loradrop::bindings

@@ -19,4 +19,5 @@ PYBIND11_MODULE(_core, m) {
     register_cpu(m);
     register_cpu_products(m);
     register_cpu_attention(m);
+    register_machine_floor(m);
 }

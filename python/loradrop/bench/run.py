@@ -17,6 +17,8 @@ from loradrop.models import resolve_model
 from loradrop.options import FULL, ContextOptions
 from loradrop.progress import Progress, counter
 
+ROUNDS = 5
+
 
 def bench(
     model: str | os.PathLike[str] | Model,
@@ -26,7 +28,7 @@ def bench(
     allow_uncorrected: bool = False,
     prompt: int = 128,
     tokens: int = 64,
-    n_rounds: int = 5,
+    n_rounds: int = ROUNDS,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
     flash_attn: str | bool = "auto",

@@ -1,9 +1,11 @@
-"""How many bytes of weights each kind of step reads, from the heads of the files."""
+"""How many bytes of weights each kind of step reads, and how many products it computes, from the heads of the files."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 from gguf import GGUFValueType
 
@@ -66,22 +68,57 @@ def step_bytes(model: Model, drop: Drop) -> StepBytes:
     return StepBytes(full, full + anchor, full - sum(layers[i] for i in dropped) + lora)
 
 
+def step_products(model: Model) -> int:
+    """Return how many products of a quantised weight with an activation a full step computes for each token.
+
+    Activations are quantised for them to bytes. Not counted are products of other weights and those of the attention.
+
+    Raises
+    ------
+    ModelError
+        If the file is one part of several.
+    """
+    layers, rest = _model_sums(read_model_header(model.path), _products)
+    return rest + sum(layers)
+
+
 def _model_bytes(header: Header) -> tuple[list[int], int]:
     """Return the bytes of each layer, and those of what else a step reads."""
+    return _model_sums(header, _read_bytes)
+
+
+def _read_bytes(tensor: TensorInfo, is_looked_up: bool) -> int:
+    return tensor.n_bytes // tensor.ne[1] if is_looked_up else tensor.n_bytes
+
+
+def _products(tensor: TensorInfo, is_looked_up: bool) -> int:
+    n_weights = prod(tensor.ne)
+    is_quantised = tensor.n_bytes < 2 * n_weights  # F16 and BF16 take two bytes
+    return n_weights if is_quantised and not is_looked_up else 0
+
+
+def _model_sums(header: Header, amount: Callable[[TensorInfo, bool], int]) -> tuple[list[int], int]:
+    """Return the sum of an amount over the tensors of each layer, and over what else a step of one token reads.
+
+    Parameters
+    ----------
+    amount : callable
+        Of a tensor, of which all counts unless a token looks up a row; of a mixture's experts all.
+    """
     layers, rest = [0] * base_of(header).n_layer, 0
     tied = all(tensor.name != _OUTPUT for tensor in header.tensors)
     used_experts = _used_experts(header)
     for tensor in header.tensors:
         if is_corrector_tensor(tensor.name):
             continue
-        n_bytes = tensor.n_bytes
+        n = amount(tensor, _is_looked_up(tensor, tied))
         if "_exps." in tensor.name:
-            n_bytes = round(n_bytes * used_experts)
+            n = round(n * used_experts)
         layer = _LAYER.match(tensor.name)
         if layer is None:
-            rest += n_bytes // tensor.ne[1] if _is_looked_up(tensor, tied) else n_bytes
+            rest += n
         elif int(layer[1]) < len(layers):  # llama.cpp does not load layers for multi-token prediction
-            layers[int(layer[1])] += n_bytes
+            layers[int(layer[1])] += n
     return layers, rest
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loradrop.bench.profile import StepProfile
-from loradrop.bench.report import BenchReport, Decode, Spread
+from loradrop.bench.report import BenchReport, Decode
 from loradrop.cli.points import point_name
-from loradrop.cli.tables import figures_table, size_text, stdout_console
+from loradrop.cli.tables import figures_table, size_text, spread_text, stdout_console
 
 
 def print_report(report: BenchReport) -> None:
@@ -20,7 +20,7 @@ def print_report(report: BenchReport) -> None:
     table = figures_table("point", "tokens/s", "speed-up", "ms p50", "p95", "KV cache", "ceiling", "reached")
     table.add_row("full", *_cells(report.full, ""), "", "")
     for point in report.points:
-        cells = _cells(point.decode, _text(point.speed_up))
+        cells = _cells(point.decode, spread_text(point.speed_up))
         table.add_row(point_name(point.point), *cells, f"{point.ceiling:.2f}", f"{point.share_of_ceiling:.0%}")
     console.print(table)
     console.print("tokens/s and speed-up: median over the rounds; in brackets the speed-up's least and greatest")
@@ -49,7 +49,3 @@ def _cells(decode: Decode, speed_up: str) -> list[str]:
         f"{decode.ms_per_token_p95:.2f}",
         size_text(decode.kv_bytes),
     ]
-
-
-def _text(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.least:.2f} to {spread.greatest:.2f})"

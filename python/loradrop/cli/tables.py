@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from loradrop.bench.report import Spread
 
 PIPE_WIDTH = 120  # of a console that is no terminal
 
@@ -21,6 +26,11 @@ def figures_table(first: str, *others: str) -> Table:
     for heading in others:
         table.add_column(heading, justify="right")
     return table
+
+
+def spread_text(spread: Spread) -> str:
+    """Return a ratio's median, and in brackets its least and greatest."""
+    return f"{spread.median:.2f} ({spread.least:.2f} to {spread.greatest:.2f})"
 
 
 def size_text(n_bytes: int) -> str:

@@ -1,0 +1,22 @@
+#include "cpu/byte_products.h"
+
+#include <immintrin.h>
+
+// In assembler, for a compiler sees that nobody needs the sums. What the registers hold makes no difference.
+#define PRODUCTS(sum) "vpdpbusd %%zmm15, %%zmm14, %%zmm" #sum "\n"
+
+namespace loradrop::cpu {
+
+int64_t LORADROP_KERNELS::multiply_bytes(int64_t rounds) {
+    for (int64_t i = 0; i < rounds; ++i) {
+        // twelve sums: enough that none waits for itself
+        asm volatile(PRODUCTS(0) PRODUCTS(1) PRODUCTS(2) PRODUCTS(3) PRODUCTS(4) PRODUCTS(5) PRODUCTS(6) PRODUCTS(7)
+                         PRODUCTS(8) PRODUCTS(9) PRODUCTS(10) PRODUCTS(11)::
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                               "xmm11");
+    }
+    _mm256_zeroupper();
+    return rounds * 12 * 64;
+}
+
+}  // namespace loradrop::cpu
