@@ -11,7 +11,7 @@ import click
 
 from loradrop.bench import bench, profile
 from loradrop.cli.bench_table import print_profiles, print_report
-from loradrop.cli.options import MODEL_HELP
+from loradrop.cli.options import HUGE_PAGES_OPTION, MODEL_HELP
 from loradrop.cli.points import chosen_points, point_options
 from loradrop.cli.progress import pull_progress, token_progress
 from loradrop.models import resolve_model
@@ -38,6 +38,7 @@ from loradrop.options import FLASH_ATTN, KV_TYPES
 @click.option("--flash-attn", type=click.Choice(FLASH_ATTN), default="auto", show_default=True)
 @click.option("--type-k", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Of the cache's keys.")
 @click.option("--type-v", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="And of its values.")
+@HUGE_PAGES_OPTION
 @click.option("--profile", "as_profile", is_flag=True, help="Time each operation instead, in one round.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every step's seconds.")
 def command(
@@ -52,6 +53,7 @@ def command(
     flash_attn: str,
     type_k: str,
     type_v: str,
+    use_hugepages: bool,
     as_profile: bool,
     as_json: bool,
     **points: Any,
@@ -70,6 +72,7 @@ def command(
             "flash_attn": flash_attn,
             "type_k": type_k,
             "type_v": type_v,
+            "use_hugepages": use_hugepages,
             "progress": decoding,
         }
         if as_profile:
