@@ -5,6 +5,7 @@
 #include "log.h"
 
 #include "loradrop/corrector.h"
+#include "loradrop/huge_pages.h"
 
 #include "ggml-backend.h"
 #include "llama-model.h"
@@ -17,13 +18,14 @@ namespace py = pybind11;
 
 namespace loradrop::bindings {
 
-static llama_model * load(const std::string & path, int32_t n_gpu_layers, bool use_mmap) {
+static llama_model * load(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_hugepages) {
     if (!std::filesystem::is_regular_file(std::filesystem::u8path(path))) {
         throw model_error(path + ": no such file");
     }
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers       = n_gpu_layers;
     params.load_mode          = use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+    params.use_hugepages      = use_hugepages;
 
     clear_logged_errors();
     llama_model * loaded = nullptr;
@@ -39,8 +41,8 @@ static llama_model * load(const std::string & path, int32_t n_gpu_layers, bool u
     return loaded;
 }
 
-model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap) :
-    path(path), handle(load(path, n_gpu_layers, use_mmap)) {
+model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_hugepages) :
+    path(path), handle(load(path, n_gpu_layers, use_mmap, use_hugepages)) {
 }
 
 void model::check_token(llama_token token) const {
@@ -148,8 +150,9 @@ A model loaded from a GGUF file.
 
 Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown architecture.
 )doc")
-        .def(py::init<const std::string &, int32_t, bool>(), py::arg("path"), py::kw_only(),
-             py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::call_guard<py::gil_scoped_release>())
+        .def(py::init<const std::string &, int32_t, bool, bool>(), py::arg("path"), py::kw_only(),
+             py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::arg("use_hugepages") = false,
+             py::call_guard<py::gil_scoped_release>())
         .def_readonly("path", &model::path)
         .def_property_readonly("arch",
                                [](const model & self) {
@@ -165,6 +168,7 @@ Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown
         .def_property_readonly("n_ctx_train", [](const model & self) { return llama_model_n_ctx_train(self.get()); })
         .def_property_readonly("n_params", [](const model & self) { return llama_model_n_params(self.get()); })
         .def_property_readonly("n_bytes", [](const model & self) { return llama_model_size(self.get()); })
+        .def_property_readonly("huge_page_bytes", [](const model & self) { return huge_page_bytes(*self.get()); })
         .def_property_readonly("metadata", metadata)
         .def_property_readonly("layout_hash", [](const model & self) { return layout_hash(*self.get()); })
         .def(

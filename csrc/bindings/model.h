@@ -12,7 +12,7 @@ namespace loradrop::bindings {
 class model {
   public:
     // Throws model_error.
-    model(const std::string & path, int32_t n_gpu_layers, bool use_mmap);
+    model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_hugepages);
 
     llama_model *       get() const { return handle.get(); }
     const llama_vocab * vocab() const { return llama_model_get_vocab(get()); }

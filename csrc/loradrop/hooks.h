@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+struct ggml_backend_buffer;
 struct ggml_tensor;
 struct llama_batch;
 struct llama_context;
@@ -30,6 +31,9 @@ struct kv_access;
 
 // True for the name of a tensor that belongs to a corrector and not to the model.
 bool is_corrector_tensor(const std::string & name);
+
+// Asks the system for huge pages for a buffer that nothing has been written to yet (huge_pages.cpp).
+void advise_huge_pages(ggml_backend_buffer & buffer);
 
 //
 // context

@@ -26,6 +26,19 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
     return number
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return `value` if it is a bool.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: give True or False")
+    return value
+
+
 def check_float(name: str, value: object, least: float, most: float = math.inf, *, below: bool = False) -> float:
     """Return `value` as a float of at least `least` and at most (or `below`) `most`.
 

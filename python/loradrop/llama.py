@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from loradrop import _core
-from loradrop._core import Adapter, Context, Model
+from loradrop._core import Adapter, Context
 from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
 from loradrop.checks import check_int
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
+from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
@@ -71,8 +72,11 @@ class Llama:
         What the adapter is multiplied by.
     seed : int, optional
         Makes the requests that give no seed of their own, taken together, repeatable.
-    use_mmap : bool
-        Whether to map the model's file into memory instead of reading it.
+    use_mmap : bool, optional
+        Whether to map the model's file into memory instead of reading it. None maps it unless `use_hugepages` is set.
+    use_hugepages : bool
+        Whether to read the weights into huge pages, on Linux, for quicker steps. Not together with ``use_mmap=True``.
+        Warns with a RuntimeWarning if the system gives none; see `huge_page_bytes`.
     verbose : bool
         Whether llama.cpp writes its log to stderr. Holds for the whole process.
     allow_uncorrected : bool
@@ -123,7 +127,8 @@ class Llama:
         lora_path: str | os.PathLike[str] | None = None,
         lora_scale: float = 1.0,
         seed: int | None = None,
-        use_mmap: bool = True,
+        use_mmap: bool | None = None,
+        use_hugepages: bool = False,
         verbose: bool = False,
         allow_uncorrected: bool = False,
     ) -> None:
@@ -145,12 +150,14 @@ class Llama:
             type_v=type_v,
             lora_path=lora_path,
             lora_scale=lora_scale,
+            use_mmap=use_mmap,
+            use_hugepages=use_hugepages,
         )
         self._seeds = random.Random(check_seed(seed))
         _core.set_verbose(verbose)
         path = resolve_model(model_path)
         self.model_path = os.fspath(model_path)
-        self._model = Model(os.fspath(path), n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+        self._model = load_model(path, options)
         drop = resolve_drop(drop_options, self._model)
         context = Context(
             self._model,
@@ -532,6 +539,11 @@ class Llama:
     def metadata(self) -> dict[str, str]:
         """The keys and values of the model's file, but for arrays."""
         return self._model.metadata
+
+    @property
+    def huge_page_bytes(self) -> int:
+        """Bytes of the weights that the system has in huge pages now; it may move more there later."""
+        return self._model.huge_page_bytes
 
     @property
     def has_chat_template(self) -> bool:

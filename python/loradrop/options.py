@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loradrop._core import Corrector, CorrectorError, Model
-from loradrop.checks import check_choice, check_float, check_int
+from loradrop.checks import check_bool, check_choice, check_float, check_int
 from loradrop.packaged_correctors import packaged_corrector
 
 REFRESH_POLICIES = ("single", "refill")
@@ -73,7 +73,7 @@ class DropOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextOptions:
-    """How the context is made; the names are those of `Llama`."""
+    """How the model is loaded and the context made; the names are those of `Llama`."""
 
     n_ctx: int = 4096
     n_gpu_layers: int = 0
@@ -84,6 +84,8 @@ class ContextOptions:
     type_v: str = "f16"
     lora_path: str | os.PathLike[str] | None = None
     lora_scale: float = 1.0
+    use_mmap: bool | None = None
+    use_hugepages: bool = False
 
     def __post_init__(self) -> None:
         check_int("n_ctx", self.n_ctx, 1, MAX_INT32)
@@ -100,6 +102,15 @@ class ContextOptions:
             raise FileNotFoundError(
                 f"lora_path={os.fspath(self.lora_path)!r}: no such file; give the path of a LoRA adapter in GGUF"
             )
+        if self.use_mmap is not None:
+            check_bool("use_mmap", self.use_mmap)
+        if check_bool("use_hugepages", self.use_hugepages) and self.use_mmap:
+            raise ValueError("use_hugepages=True with use_mmap=True: a mapped file has no huge pages; give one of them")
+
+    @property
+    def maps_file(self) -> bool:
+        """Whether the model's file is mapped into memory instead of read."""
+        return not self.use_hugepages if self.use_mmap is None else self.use_mmap
 
     @property
     def flash_attn_name(self) -> str:

@@ -16,6 +16,7 @@ from loradrop.bench.text import greedy_tokens, prompt_tokens
 from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
+from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions
 from loradrop.progress import Progress, counter
@@ -95,6 +96,7 @@ def profile(
     flash_attn: str | bool = "auto",
     type_k: str = "f16",
     type_v: str = "f16",
+    use_hugepages: bool = False,
     progress: Progress | None = None,
 ) -> list[StepProfile]:
     """Time each operation of the steps that a model decodes with, in full and at each point.
@@ -106,7 +108,8 @@ def profile(
     ----------
     tokens : int
         Tokens decoded after the prompt, over whose steps the medians are.
-    model, points, corrector, allow_uncorrected, prompt, n_threads, n_gpu_layers, flash_attn, type_k, type_v
+    model, points, corrector, allow_uncorrected, prompt, n_threads, n_gpu_layers, flash_attn, type_k, type_v,
+    use_hugepages
         As in `loradrop.bench.bench`.
     progress : callable, optional
         Called after each decode of all tokens with how many are done, and with how many there are.
@@ -130,8 +133,9 @@ def profile(
         flash_attn=flash_attn,
         type_k=type_k,
         type_v=type_v,
+        use_hugepages=use_hugepages,
     )
-    opened = model if isinstance(model, Model) else Model(os.fspath(resolve_model(model)), n_gpu_layers=n_gpu_layers)
+    opened = model if isinstance(model, Model) else load_model(resolve_model(model), options)
     resolved = resolve_points(points, opened, corrector, allow_uncorrected)
     contexts = make_contexts(
         opened, resolved, options, prompt=prompt, n_parallel=1, threads=n_threads or 0, profile=True

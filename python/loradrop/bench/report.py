@@ -126,6 +126,8 @@ class BenchReport:
         llama.cpp's words for it.
     prompt, tokens, n_rounds, n_threads : int
         Tokens of the prompt, tokens decoded in each round, rounds, threads.
+    huge_page_bytes : int
+        Bytes of the weights that the system has in huge pages.
     full : Decode
         The full model's.
     points : tuple of PointBench
@@ -138,6 +140,7 @@ class BenchReport:
     tokens: int
     n_rounds: int
     n_threads: int
+    huge_page_bytes: int
     full: Decode
     points: tuple[PointBench, ...]
 

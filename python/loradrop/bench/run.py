@@ -13,6 +13,7 @@ from loradrop.bench.timing import Job, run_rounds
 from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
+from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import FULL, ContextOptions
 from loradrop.progress import Progress, counter
@@ -34,6 +35,7 @@ def bench(
     flash_attn: str | bool = "auto",
     type_k: str = "f16",
     type_v: str = "f16",
+    use_hugepages: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure how quickly a model decodes with LoRA-Drop, beside the full model.
@@ -45,7 +47,7 @@ def bench(
     Parameters
     ----------
     model : str, path or Model
-        As in `loradrop.Llama`, or an open model, for which `n_gpu_layers` has no meaning.
+        As in `loradrop.Llama`, or an open model, for which `n_gpu_layers` and `use_hugepages` have no meaning.
     points : sequence of Point
         Where to measure. The full model is always measured; points at which nothing drops are left out.
     corrector : path, optional
@@ -60,7 +62,7 @@ def bench(
         Rounds that count; one more is run before them.
     n_threads : int, optional
         None leaves it to the core.
-    n_gpu_layers, flash_attn, type_k, type_v
+    n_gpu_layers, flash_attn, type_k, type_v, use_hugepages
         As in `loradrop.Llama`.
     progress : callable, optional
         Called after each decode with how many are done, and with how many there are.
@@ -86,8 +88,9 @@ def bench(
         flash_attn=flash_attn,
         type_k=type_k,
         type_v=type_v,
+        use_hugepages=use_hugepages,
     )
-    opened = model if isinstance(model, Model) else _open(model, n_gpu_layers)
+    opened = model if isinstance(model, Model) else load_model(resolve_model(model), options)
     resolved = resolve_points(points, opened, corrector, allow_uncorrected)
     for point, drop in resolved:
         if tokens < drop.k + 1:
@@ -135,10 +138,7 @@ def bench(
         tokens=tokens,
         n_rounds=n_rounds,
         n_threads=threads_used,
+        huge_page_bytes=opened.huge_page_bytes,
         full=decode_of(full, tokens),
         points=tuple(reports),
     )
-
-
-def _open(model: str | os.PathLike[str], n_gpu_layers: int) -> Model:
-    return Model(os.fspath(resolve_model(model)), n_gpu_layers=n_gpu_layers)

@@ -16,7 +16,7 @@ from loradrop.bench.batches import ROUNDS as BATCH_ROUNDS
 from loradrop.bench.run import ROUNDS
 from loradrop.cli.batches_table import print_batches
 from loradrop.cli.bench_table import print_profiles, print_report
-from loradrop.cli.options import MODEL_HELP
+from loradrop.cli.options import HUGE_PAGES_OPTION, MODEL_HELP
 from loradrop.cli.points import chosen_points, point_options
 from loradrop.cli.progress import pull_progress, token_progress
 from loradrop.models import resolve_model
@@ -51,6 +51,7 @@ _OF_BATCHES = {"model", "as_batches", "context", "rounds", "threads", "flash_att
 @click.option("--flash-attn", type=click.Choice(FLASH_ATTN), default="auto", show_default=True)
 @click.option("--type-k", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Of the cache's keys.")
 @click.option("--type-v", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="And of its values.")
+@HUGE_PAGES_OPTION
 @click.option("--profile", "as_profile", is_flag=True, help="Time each operation instead, in one round.")
 @click.option("--batches", "as_batches", is_flag=True, help="Time batches of a few tokens instead.")
 @click.option(
@@ -74,6 +75,7 @@ def command(
     flash_attn: str,
     type_k: str,
     type_v: str,
+    use_hugepages: bool,
     as_profile: bool,
     as_batches: bool,
     context: tuple[int, ...],
@@ -92,6 +94,7 @@ def command(
             "flash_attn": flash_attn,
             "type_k": type_k,
             "type_v": type_v,
+            "use_hugepages": use_hugepages,
             "progress": decoding,
         }
         of_points: dict[str, Any] = {

@@ -104,6 +104,7 @@ def command(
             "dropped_layers": llm.dropped_layers,
             "text": text,
             "finish_reason": finish_reason,
+            "huge_page_bytes": llm.huge_page_bytes,
             "stats": stats.to_dict(),
         }
     full = None

@@ -17,6 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL_HELP = "MODEL is a GGUF file, a known name (smollm2), or owner/repository/file.gguf on the Hugging Face Hub."
 
+HUGE_PAGES_OPTION = click.option(
+    "--use-hugepages", is_flag=True, help="Read the weights into huge pages, on Linux, for quicker steps."
+)
+
 _DROP_OPTIONS = [
     click.option(
         "--rho",
@@ -90,6 +94,7 @@ _CONTEXT_OPTIONS = [
         show_default=True,
         help="Type of the cache's values.",
     ),
+    HUGE_PAGES_OPTION,
     click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr."),
 ]
 
@@ -110,6 +115,7 @@ class LlamaOptions(TypedDict):
     flash_attn: str
     type_k: str
     type_v: str
+    use_hugepages: bool
     verbose: bool
 
 
@@ -139,5 +145,6 @@ def open_llama(model: str, options: LlamaOptions) -> Llama:
         flash_attn=options["flash_attn"],
         type_k=options["type_k"],
         type_v=options["type_v"],
+        use_hugepages=options["use_hugepages"],
         verbose=options["verbose"],
     )
