@@ -15,6 +15,7 @@ from loradrop.bench.processor import processor_name
 from loradrop.bench.text import prompt_tokens
 from loradrop.checks import check_choice, check_int
 from loradrop.evaluate.contexts import UBATCH, make_contexts
+from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions
 from loradrop.progress import Progress, counter
@@ -37,6 +38,7 @@ def batches(
     flash_attn: str | bool = "auto",
     type_k: str = "f16",
     type_v: str = "f16",
+    use_hugepages: bool = False,
     progress: Progress | None = None,
 ) -> BatchReport:
     """Measure how long batches of a few tokens take beside one token, with several sets of CPU kernels.
@@ -65,8 +67,8 @@ def batches(
         Rounds that count; one more is run before them.
     n_threads : int, optional
         None leaves it to the core.
-    flash_attn, type_k, type_v
-        As in `loradrop.Llama`.
+    flash_attn, type_k, type_v, use_hugepages
+        As in `loradrop.Llama`; for an open model `use_hugepages` has no meaning.
     progress : callable, optional
         Called after each round with how many are done, and with how many there are.
 
@@ -92,11 +94,16 @@ def batches(
     names = _check_kernels(kernels)
     options = [
         ContextOptions(
-            n_ctx=length + all_sizes[-1], n_threads=n_threads, flash_attn=flash_attn, type_k=type_k, type_v=type_v
+            n_ctx=length + all_sizes[-1],
+            n_threads=n_threads,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            use_hugepages=use_hugepages,
         )
         for length in lengths
     ]
-    opened = model if isinstance(model, Model) else Model(os.fspath(resolve_model(model)))
+    opened = model if isinstance(model, Model) else load_model(resolve_model(model), options[0])
     advance = counter(progress, len(lengths) * (n_rounds + 1))
 
     measured: list[ContextBatches] = []

@@ -22,7 +22,18 @@ from loradrop.cli.progress import pull_progress, token_progress
 from loradrop.models import resolve_model
 from loradrop.options import FLASH_ATTN, KV_TYPES
 
-_OF_BATCHES = {"model", "as_batches", "context", "rounds", "threads", "flash_attn", "type_k", "type_v", "as_json"}
+_OF_BATCHES = {
+    "model",
+    "as_batches",
+    "context",
+    "rounds",
+    "threads",
+    "flash_attn",
+    "type_k",
+    "type_v",
+    "use_hugepages",
+    "as_json",
+}
 
 
 @click.command(
