@@ -471,8 +471,10 @@ def test_the_commands_defaults(base: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [options["n_rounds"] for options in asked] == [15, 5, 0, 0]
     assert asked[0]["contexts"] == (32, 2000)
     options = ["--threads", "3", "--flash-attn", "on", "--type-k", "q8_0", "--type-v", "f32", "--context", "7"]
+    options.append("--use-hugepages")
     assert isinstance(run_command(str(base), "--batches", *options).exception, Stop)
     expected = {"n_threads": 3, "flash_attn": "on", "type_k": "q8_0", "type_v": "f32", "contexts": (7,), "n_rounds": 15}
+    expected["use_hugepages"] = True
     assert {name: value for name, value in asked[-1].items() if name != "progress"} == expected
 
 
