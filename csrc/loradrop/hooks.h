@@ -32,7 +32,7 @@ struct kv_access;
 // True for the name of a tensor that belongs to a corrector and not to the model.
 bool is_corrector_tensor(const std::string & name);
 
-// Asks the system for huge pages for a buffer that nothing has been written to yet (huge_pages.cpp).
+// Asks the system for huge pages for a buffer that nothing has been written to yet: what it holds is lost.
 void advise_huge_pages(ggml_backend_buffer & buffer);
 
 //

@@ -28,12 +28,17 @@ struct address_range {
     uintptr_t end;
 };
 
-// The whole pages inside a buffer; none for memory that is not this process's, such as a GPU's.
-static address_range whole_pages(ggml_backend_buffer & buffer) {
+// ggml's plain buffers of the CPU name no device; its repacked ones do, but are no host buffers. What a GPU's driver
+// has allocated on the host belongs to the GPU.
+static bool is_cpus(ggml_backend_buffer & buffer) {
     const ggml_backend_dev_t device = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(&buffer));
-    // repacked weights are no host buffer, for only the CPU's kernels know their layout
-    const bool on_cpu = device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
-    if (ggml_backend_buffer_get_size(&buffer) == 0 || !(on_cpu || ggml_backend_buffer_is_host(&buffer))) {
+    return device ? ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU
+                  : ggml_backend_buffer_is_host(&buffer);
+}
+
+// The whole pages inside a buffer of the CPU; none for others.
+static address_range whole_pages(ggml_backend_buffer & buffer) {
+    if (ggml_backend_buffer_get_size(&buffer) == 0 || !is_cpus(buffer)) {
         return {0, 0};
     }
     const auto page  = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -45,8 +50,11 @@ static address_range whole_pages(ggml_backend_buffer & buffer) {
 void advise_huge_pages(ggml_backend_buffer & buffer) {
     const auto [begin, end] = whole_pages(buffer);
     if (begin < end) {
-        // what comes of it is read from the system (huge_page_bytes); a refusal changes nothing
-        (void)madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+        void * const pages = reinterpret_cast<void *>(begin);
+        // malloc may hand out memory that was used before and has small pages; without them the first write gets huge
+        // ones. What comes of it is read from the system (huge_page_bytes); a refusal changes nothing.
+        (void)madvise(pages, end - begin, MADV_DONTNEED);
+        (void)madvise(pages, end - begin, MADV_HUGEPAGE);
     }
 }
 

@@ -85,14 +85,31 @@ def test_what_is_reported_is_what_linux_tells(smollm2: Path) -> None:
     assert 0.99 * found["weights"] < found["Size"] < 1.5 * found["weights"]  # what is tied may lie there twice
 
 
-def test_repacked_weights(tmp_path: Path) -> None:
-    need_huge_pages()
+@pytest.fixture
+def q4_0(tmp_path: Path) -> Path:
+    """A model of 9 MiB whose weights are repacked where there are kernels for it."""
     path = tmp_path / "q4_0.gguf"
     write_gguf(tmp_path / "f32.gguf", make_model(n_layer=4, n_embd=512, n_ff=2048))
     quantize(str(tmp_path / "f32.gguf"), str(path), "q4_0")
-    found = in_new_process(bytes_of_weights, path)
+    return path
+
+
+def test_repacked_weights(q4_0: Path) -> None:
+    need_huge_pages()
+    found = in_new_process(bytes_of_weights, q4_0)
     assert 0 < found["reported"] == found["AnonHugePages"]
     assert found["Size"] > 0.95 * found["weights"]
+
+
+def bytes_after_use(path: Path) -> int:
+    for _ in range(3):
+        Model(str(path), use_mmap=False)  # freed, and from the second on kept by malloc
+    return Model(str(path), use_mmap=False, use_hugepages=True).huge_page_bytes
+
+
+def test_memory_that_was_used_before(q4_0: Path) -> None:
+    need_huge_pages()
+    assert in_new_process(bytes_after_use, q4_0) > 0
 
 
 def advised_unasked(path: Path) -> int:
