@@ -67,7 +67,8 @@ class TransformersDecoder(RuleDecoder):
                 self.run_input = hidden_states
             kv = KeysAndValues(self.seq.kv[i], self.seq.n_past, self.windows[i])
             # one token that sees all that its layer's cache returns needs no mask
-            out = forward(hidden_states, *args, **(kwargs | {"past_key_values": kv, "attention_mask": None}))
+            name = "cache" if "cache" in kwargs else "past_key_values"  # as layers call it from transformers 5.24 on
+            out = forward(hidden_states, *args, **(kwargs | {name: kv, "attention_mask": None}))
             if first is not None and self.last_of[first] == i:
                 self.seq.anchor[first] = (self.run_input[0, 0].numpy(), out[0, 0].numpy())
                 self.seq.previous[first] = out[0, 0].numpy()
