@@ -75,8 +75,8 @@ class Llama:
     use_mmap : bool, optional
         Whether to map the model's file into memory instead of reading it. None maps it unless `use_hugepages` is set.
     use_hugepages : bool
-        Whether to read the weights into huge pages, on Linux, for quicker steps. Not together with ``use_mmap=True``.
-        Warns with a RuntimeWarning if the system gives none; see `huge_page_bytes`.
+        Whether to read the weights into huge pages, on Linux, which may make steps quicker. Not together with
+        ``use_mmap=True``. Warns with a RuntimeWarning if the system gives none; see `huge_page_bytes`.
     verbose : bool
         Whether llama.cpp writes its log to stderr. Holds for the whole process.
     allow_uncorrected : bool

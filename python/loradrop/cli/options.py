@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 MODEL_HELP = "MODEL is a GGUF file, a known name (smollm2), or owner/repository/file.gguf on the Hugging Face Hub."
 
 HUGE_PAGES_OPTION = click.option(
-    "--use-hugepages", is_flag=True, help="Read the weights into huge pages, on Linux, for quicker steps."
+    "--use-hugepages", is_flag=True, help="Read the weights into huge pages, on Linux; steps may be quicker."
 )
 
 _DROP_OPTIONS = [
