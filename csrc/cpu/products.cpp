@@ -16,6 +16,11 @@ static bool has_plain_columns(const ggml_tensor & t) {
     return t.nb[0] == sizeof(float) && (t.ne[2] * t.ne[3] == 1 || ggml_is_contiguous(&t));
 }
 
+// Bytes from one column to the next: the stride of a dimension of one says nothing.
+static size_t column_stride(const ggml_tensor & t) {
+    return t.ne[2] * t.ne[3] == 1 ? t.nb[1] : t.ne[0] * sizeof(float);
+}
+
 // The kernel that multiplies these weights; null where ggml's code has to.
 static const kernel * kernel_for(const ggml_tensor & op) {
     const ggml_tensor & w = *op.src[0];
@@ -53,7 +58,7 @@ bool multiply(const ggml_compute_params & params, ggml_tensor & op) {
 
     panels activations(*k, type, columns, x.ne[0] / ggml_blck_size(type), params.wdata);
     activations.fill(params.ith, params.nth, [&](int64_t c) {
-        return reinterpret_cast<const float *>(static_cast<const char *>(x.data) + c * x.nb[1]);
+        return reinterpret_cast<const float *>(static_cast<const char *>(x.data) + c * column_stride(x));
     });
     if (params.ith == 0) {
         ggml_threadpool_chunk_set(params.threadpool, params.nth);
@@ -61,7 +66,7 @@ bool multiply(const ggml_compute_params & params, ggml_tensor & op) {
     ggml_barrier(params.threadpool);
 
     auto *        out    = static_cast<float *>(op.data);
-    const size_t  ld     = op.nb[1] / sizeof(float);
+    const size_t  ld     = column_stride(op) / sizeof(float);
     const int64_t groups = activations.groups();
     const int64_t step   = rows_at_once(w, groups, params.nth);
     for (int64_t first = params.ith * step; first < w.ne[1];
