@@ -2,7 +2,7 @@
 //
 // Where weights are signed, the activations are made unsigned by adding 128, and 128 times the weights is taken off
 // again. Without VNNI products of such activations would not fit 16 bits: the weights' signs go to the activations.
-#include "cpu/x86_256/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_256/vectors.h"
 
 #include "repack.h"

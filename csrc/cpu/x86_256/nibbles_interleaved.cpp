@@ -2,7 +2,7 @@
 //
 // Weights are made unsigned by an offset, which the activations' sums take off again. Without VNNI, those of IQ4_NL are
 // too great for that, and their signs go to the activations.
-#include "cpu/x86_256/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_256/vectors.h"
 
 #include "repack.h"

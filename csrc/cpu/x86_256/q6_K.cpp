@@ -1,5 +1,5 @@
 // Q6_K, a row after the other; the same bits as x86_512/q6_K.cpp.
-#include "cpu/x86_256/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_256/vectors.h"
 
 #include "repack.h"

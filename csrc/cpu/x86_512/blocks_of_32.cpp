@@ -4,7 +4,7 @@
 //     acc = fma(float(sum of products), d_row * d_column, acc)
 // so two columns share a vector, and a block's weights lie twice in one. Where weights are signed, the activations are
 // made unsigned by adding 128, and 128 times the weights is taken off again.
-#include "cpu/x86_512/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
 #include "repack.h"

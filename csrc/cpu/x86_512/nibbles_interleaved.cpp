@@ -5,7 +5,7 @@
 //     acc = fma(float(sum of products), d_row * d_column, acc)
 // Two columns share a vector of floats, one in the even lanes and one in the odd ones. The weights of a nibble come out
 // of a table, made unsigned by an offset, which the activations' sums take off again.
-#include "cpu/x86_512/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
 #include "repack.h"

@@ -6,7 +6,7 @@
 //     acc     = fma(float(sum of products * scales), d_row * d_column, acc)
 //     acc_min = fma(float(sum of mins * sums),    dmin_row * d_column, acc_min)
 // The two live in the even and odd lanes of one vector.
-#include "cpu/x86_512/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
 #include "repack.h"

@@ -4,7 +4,7 @@
 // sub-blocks of 32, and its halves are added as integers at the end of a block of 256. Sums of four products, at most
 // 31 * 128 * 4, fit 16 bits: two share a lane, and vpdpwssd multiplies both with their scales and adds them. The mins
 // are summed up for all columns at once, a lane for each: in ggml's order, which is another for Q4_K than for Q5_K.
-#include "cpu/x86_512/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
 #include "repack.h"

@@ -4,7 +4,7 @@
 // so do we: a vector holds 64 weights of one row, and its halves are added as integers at the end of a block. vpdpbusd
 // gives sums of four products, at most 63 * 128 * 4, thus of 16 bits: two of them share a lane, and vpdpwssd multiplies
 // both with their scales and adds them. Weights are 0 to 63, less 32: that part is taken from the activations' sums.
-#include "cpu/x86_512/kernels.h"
+#include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
 #include "repack.h"

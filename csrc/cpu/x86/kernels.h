@@ -1,4 +1,4 @@
-// The kernels of 256 bits.
+// The kernels of a set of instructions; compiled for each, in a namespace of its name.
 #pragma once
 
 #include "cpu/kernel.h"

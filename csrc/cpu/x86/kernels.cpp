@@ -1,4 +1,4 @@
-#include "cpu/x86_256/kernels.h"
+#include "cpu/x86/kernels.h"
 
 #include "ggml.h"
 
