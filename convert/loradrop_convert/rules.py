@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from loradrop._core import CorrectorError
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES
 from loradrop_convert.corrector import (
     ANCHOR_DELTA,
     REUSE_RULES,
@@ -62,8 +62,8 @@ class _Check:
             self.fail(f"rho is {c.rho}, expected 0 <= rho < 1")
         if c.k is not None and not 0 <= c.k <= _MAX_UINT32:
             self.fail(f"k is {c.k}, expected 0 to {_MAX_UINT32}")
-        if c.refresh not in (None, *REFRESH_POLICIES):
-            self.fail(f"refresh is {c.refresh!r}, expected {' or '.join(REFRESH_POLICIES)}")
+        if c.refresh not in (None, *CORRECTED_POLICIES):
+            self.fail(f"refresh is {c.refresh!r}, expected {' or '.join(CORRECTED_POLICIES)}")
 
     def droppable(self, key: str, layer: int) -> None:
         last = self.n_layer - 2

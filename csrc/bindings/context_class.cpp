@@ -26,11 +26,15 @@ static refresh_policy parse_refresh(const std::string & name) {
     if (name == "refill") {
         return refresh_policy::refill;
     }
-    throw std::invalid_argument("refresh = '" + name + "', expected single or refill");
+    if (name == "verify") {
+        return refresh_policy::verify;
+    }
+    throw std::invalid_argument("refresh = '" + name + "', expected single, refill or verify");
 }
 
 static std::optional<lora_drop_params> drop_params(const model & base, std::shared_ptr<corrector> c, double rho,
-                                                   int64_t k, const std::string & refresh, int32_t kv_window) {
+                                                   int64_t k, const std::string & refresh, int32_t kv_window,
+                                                   bool adapt_k) {
     lora_drop_params params;
     params.refresh = parse_refresh(refresh);
     if (!(rho >= 0.0 && rho < 1.0)) {
@@ -41,6 +45,9 @@ static std::optional<lora_drop_params> drop_params(const model & base, std::shar
     }
     if (kv_window < 0) {
         throw std::invalid_argument("kv_window = " + std::to_string(kv_window) + ", expected 0 or more");
+    }
+    if (adapt_k && params.refresh != refresh_policy::verify) {
+        throw std::invalid_argument("adapt_k = true with refresh = '" + refresh + "', expected verify");
     }
     if (rho == 0.0 || k == 0) {
         return std::nullopt;
@@ -57,6 +64,7 @@ static std::optional<lora_drop_params> drop_params(const model & base, std::shar
     params.rho       = rho;
     params.k         = static_cast<uint32_t>(k);
     params.kv_window = kv_window;
+    params.adapt_k   = adapt_k;
     return params;
 }
 
@@ -87,6 +95,10 @@ static py::dict stats(const context & self) {
     out["compute_bytes_lora"] = s.compute_bytes[lora_step];
     out["corrector_bytes"]    = s.weight_bytes;
     out["reuse_state_bytes"]  = s.state_bytes;
+    out["rounds"]             = s.ahead.rounds;
+    out["drafted"]            = s.ahead.drafted;
+    out["drafts_tried"]       = s.ahead.tried;
+    out["drafts_accepted"]    = s.ahead.accepted;
 
     const size_t kv           = cache_bytes(self);
     out["kv_bytes"]           = kv;
@@ -160,6 +172,11 @@ With a corrector, rho > 0 and k > 0, decode() chooses between full and LoRA step
 of its sequences brings one token, has had a full step, fewer than k LoRA steps since, and the logits of its previous
 token were asked for; every other batch is a full step.
 
+With refresh "verify" every decode() gives the full model's logits. For one token of one sequence k LoRA steps draft
+what may follow, and a full batch computes the logits of all of it; as long as the client then goes on with the drafted
+tokens, decode() has nothing left to compute. The batch of k + 1 tokens has to fit into n_ubatch. With adapt_k a round
+drafts as many tokens as pay, by the time that passes take and by how often drafts were right, at most k.
+
 swa_full gives sliding-window layers cells for n_ctx tokens; without it they have them for about their window, and what
 has left it cannot be gone back to.
 
@@ -182,7 +199,7 @@ of the engine.
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
                          std::string type_k, std::string type_v, bool kv_unified, bool swa_full,
                          std::shared_ptr<corrector> c, double rho, int64_t k, const std::string & refresh,
-                         int32_t kv_window, std::vector<int32_t> capture,
+                         int32_t kv_window, bool adapt_k, std::vector<int32_t> capture,
                          const std::vector<std::pair<std::shared_ptr<adapter>, float>> & adapters, bool profile) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
@@ -191,7 +208,7 @@ of the engine.
                  for (const auto & [lora, scale] : adapters) {
                      scaled.push_back({lora, scale});
                  }
-                 const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window);
+                 const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window, adapt_k);
                  const py::gil_scoped_release release;
                  return std::make_unique<context>(
                      std::move(base),
@@ -205,7 +222,7 @@ of the engine.
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("kv_unified") = true, py::arg("swa_full") = true, py::arg("corrector") = py::none(),
              py::arg("rho") = 0.0, py::arg("k") = 0, py::arg("refresh") = "single", py::arg("kv_window") = 64,
-             py::arg("capture") = std::vector<int32_t>{},
+             py::arg("adapt_k") = false, py::arg("capture") = std::vector<int32_t>{},
              py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{},
              py::arg("profile") = false)
         .def_property_readonly("n_ctx", &context::n_ctx)
@@ -287,6 +304,16 @@ of the engine.
                 return llama_memory_seq_pos_max(self.memory(), seq_id);
             },
             py::arg("seq_id"), "The last position of a sequence, -1 when it is empty.")
+        .def(
+            "drafted",
+            [](const context & self, llama_seq_id seq_id) -> std::optional<llama_token> {
+                self.check_sequence(seq_id);
+                const auto * e = self.engine();
+                return e ? e->drafted(seq_id) : std::nullopt;
+            },
+            py::arg("seq_id") = 0,
+            "With refresh 'verify', the token that was drafted after a sequence's last one, None where none was: a "
+            "decode() of it has nothing to compute.")
         .def("save_state", save_state)
         .def("load_state", load_state, py::arg("state"))
         .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")

@@ -35,7 +35,7 @@ uint64_t initial_cache_bytes(const llama_model & model, const llama_context_para
     const uint64_t n_streams = params.kv_unified ? 1 : params.n_seq_max;
     const uint64_t n_cells   = in_blocks(in_blocks(params.n_ctx) / n_streams);
     const uint64_t n_ubatch  = std::min({params.n_ctx, params.n_batch, params.n_ubatch});
-    const uint64_t n_rewind  = drop && drop->refresh == refresh_policy::refill ? drop->k : 0;
+    const uint64_t n_rewind  = drop && drop->refresh != refresh_policy::single ? drop->k : 0;
     const bool     v_trans   = params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED;
     const auto     n_layer   = hparams.n_layer();
     const auto     droppable = droppable_layers(drop, static_cast<int32_t>(n_layer));

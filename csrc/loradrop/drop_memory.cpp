@@ -77,8 +77,8 @@ drop_memory::drop_memory(const llama_model & model, const llama_memory_params & 
 layer_cache drop_memory::new_cache(bool for_droppable, uint32_t n_cells) const {
     const int32_t n_layer = static_cast<int32_t>(model.hparams.n_layer());
     const auto    filter  = [=](int32_t il) { return il < n_layer && (runs.run_of(il) != nullptr) == for_droppable; };
-    // what a refill runs again has been in the kept layers' cache alone
-    const uint32_t n_rewind = !for_droppable && sched.policy() == refresh_policy::refill ? sched.k() : 0;
+    // what a full batch runs again has been in the kept layers' cache alone
+    const uint32_t n_rewind = !for_droppable && sched.policy() != refresh_policy::single ? sched.k() : 0;
     return {model, options, filter, n_cells, n_rewind};
 }
 
@@ -219,7 +219,17 @@ static llama_pos range_end(llama_pos p1) {
     return p1 < 0 ? end_of_time : p1;
 }
 
+void drop_memory::drop_ahead() const {
+    if (ahead >= 0) {
+        const llama_pos first = sched.at(ahead).anchor + 1;
+        kept->seq_rm(ahead, first, -1);
+        droppable->seq_rm(ahead, first, -1);
+        ahead = -1;
+    }
+}
+
 void drop_memory::clear(bool data) {
+    ahead = -1;
     kept->clear(data);
     droppable->clear(data);
     sched.clear();
@@ -227,6 +237,10 @@ void drop_memory::clear(bool data) {
 }
 
 bool drop_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id >= 0 && seq_id == ahead && p0 > sched.at(seq_id).anchor) {
+        return true;  // there is nothing that the client could see, and what is ahead stays right
+    }
+    drop_ahead();
     const bool done = kept->seq_rm(seq_id, p0, p1) & droppable->seq_rm(seq_id, p0, p1);
     if (!in_pass) {  // what llama.cpp takes back of a batch that failed, the engine's books do not hold yet
         for_sequences(seq_id, [&](llama_seq_id s) { sched.remove(s, range_begin(p0), range_end(p1)); });
@@ -238,15 +252,17 @@ void drop_memory::seq_cp(llama_seq_id from, llama_seq_id to, llama_pos p0, llama
     if (from == to) {
         return;
     }
+    drop_ahead();
     kept->seq_cp(from, to, p0, p1);
     droppable->seq_cp(from, to, p0, p1);
     sched.copy(from, to, range_begin(p0), range_end(p1));
     if (sched.at(to).ready) {
-        state_copies.emplace_back(from, to);
+        state_copies.emplace_back(runs.column_of(from, sched.at(from).row), runs.column_of(to, 0));
     }
 }
 
 void drop_memory::seq_keep(llama_seq_id seq_id) {
+    drop_ahead();
     kept->seq_keep(seq_id);
     droppable->seq_keep(seq_id);
     if (!options.unified) {
@@ -262,12 +278,14 @@ void drop_memory::seq_keep(llama_seq_id seq_id) {
 }
 
 void drop_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    drop_ahead();
     kept->seq_add(seq_id, p0, p1, shift);
     droppable->seq_add(seq_id, p0, p1, shift);
     sched.shift(seq_id, range_begin(p0), range_end(p1), shift);
 }
 
 void drop_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    drop_ahead();
     kept->seq_div(seq_id, p0, p1, d);
     droppable->seq_div(seq_id, p0, p1, d);
     // divided positions repeat, so single tokens can no longer be told apart; the next step is a full one
@@ -281,6 +299,9 @@ llama_pos drop_memory::seq_pos_min(llama_seq_id seq_id) const {
 
 llama_pos drop_memory::seq_pos_max(llama_seq_id seq_id) const {
     const sequence & s = sched.at(seq_id);
+    if (seq_id == ahead) {
+        return s.anchor;
+    }
     return !in_pass && s.n_missing > 0 ? s.lora.back().pos : kept->seq_pos_max(seq_id);
 }
 
@@ -299,18 +320,19 @@ bool drop_memory::take_out_lora_tokens(llama_seq_id seq_id) {
 
 void drop_memory::copy_states() {
     for (const auto & [from, to] : state_copies) {
-        runs.copy_slot(runs.slot_of(from), runs.slot_of(to));
+        runs.copy_column(from, to);
     }
     state_copies.clear();
 }
 
-uint32_t drop_memory::slot_with_state(llama_seq_id seq_id) const {
+uint32_t drop_memory::column_with_state(llama_seq_id seq_id) const {
+    uint32_t column = runs.column_of(seq_id, sched.at(seq_id).row);
     for (auto copy = state_copies.rbegin(); copy != state_copies.rend(); ++copy) {
-        if (copy->second == seq_id) {
-            seq_id = copy->first;
+        if (copy->second == column) {
+            column = copy->first;
         }
     }
-    return runs.slot_of(seq_id);
+    return column;
 }
 
 void drop_memory::thin(llama_seq_id seq_id) {

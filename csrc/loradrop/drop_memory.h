@@ -76,6 +76,15 @@ class drop_memory : public llama_memory_i {
     // they cannot run again, for they do not follow each other and what is before them; then they stay as they are.
     bool take_out_lora_tokens(llama_seq_id seq_id);
 
+    // Takes LoRA steps out of the kept layers, from a position on.
+    void take_out(llama_seq_id seq_id, llama_pos first) { kept->seq_rm(seq_id, first, -1); }
+
+    // Cells of one sequence behind its anchor, which the engine has filled ahead of the client. The client sees nothing
+    // of them, and whatever else it does to the memory takes them away first. -1: there are none.
+    void         hide_ahead(llama_seq_id seq_id) { ahead = seq_id; }
+    llama_seq_id ahead_of() const { return ahead; }
+    void         drop_ahead() const;
+
     // Removes from the droppable layers what has left the window.
     void thin(llama_seq_id seq_id);
 
@@ -103,8 +112,8 @@ class drop_memory : public llama_memory_i {
     bool                      grow_to(uint32_t n_cells);
     bool                      has_room_for_graphs();
 
-    // The slot that holds the sequence's reuse state as long as copies are left to do.
-    uint32_t slot_with_state(llama_seq_id seq_id) const;
+    // The column that holds the state of the sequence's anchor as long as copies are left to do.
+    uint32_t column_with_state(llama_seq_id seq_id) const;
 
     void forget(llama_seq_id seq_id);
     void read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags, uint32_t their_k,
@@ -129,7 +138,9 @@ class drop_memory : public llama_memory_i {
     bool in_pass        = false;
     bool lora_step_pass = false;
 
-    std::vector<std::pair<llama_seq_id, llama_seq_id>> state_copies;
+    mutable llama_seq_id ahead = -1;  // a state is whole without what is ahead, so saving takes it away too
+
+    std::vector<std::pair<uint32_t, uint32_t>> state_copies;  // columns, from and to
 };
 
 }  // namespace loradrop

@@ -109,6 +109,7 @@ void drop_memory::for_saved_parts(llama_seq_id seq_id, F && f) const {
 }
 
 void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    drop_ahead();
     write_value(io, state_magic);
     write_value(io, state_version);
     const std::string layout = layout_hash(model);
@@ -131,7 +132,7 @@ void drop_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_
         write_sequence(io, sched.at(s));
         for (const reuse_run & run : runs.runs()) {
             for (ggml_tensor * t : run.states()) {
-                io.write_tensor(t, slot_with_state(s) * t->nb[1], t->nb[1]);
+                io.write_tensor(t, column_with_state(s) * t->nb[1], t->nb[1]);
             }
         }
     }
@@ -152,6 +153,9 @@ void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
     check(read_value<uint64_t>(io) == runs.weight_hash(), "the corrector's weights");
     const auto k      = read_value<uint32_t>(io);
     const auto policy = read_value<refresh_policy>(io);
+
+    check(sched.policy() != refresh_policy::verify || policy == refresh_policy::verify,
+          "the refresh policy; only what was saved under verify is exact");
 
     copy_states();
     forget(seq_id);
@@ -188,7 +192,7 @@ void drop_memory::read_contents(llama_io_read_i & io, llama_seq_id seq_id, llama
         sched.at(s) = std::move(read);
         for (const reuse_run & run : runs.runs()) {
             for (ggml_tensor * t : run.states()) {
-                io.read_tensor(t, runs.slot_of(s) * t->nb[1], t->nb[1]);
+                io.read_tensor(t, runs.column_of(s, 0) * t->nb[1], t->nb[1]);
             }
         }
     }

@@ -24,17 +24,33 @@ static void check_model(const llama_model & model) {
     }
 }
 
+// Of how many positions a sequence keeps its reuse state.
+static uint32_t state_rows(const lora_drop_params & params) {
+    return params.refresh == refresh_policy::verify ? params.k + 1 : 1;
+}
+
 engine::engine(llama_context & ctx, const lora_drop_params & params) :
     ctx(ctx),
     params(params),
     all_runs(ctx.get_model(), *params.corrector,
              plan_runs(*params.corrector, params.rho, static_cast<int32_t>(ctx.get_model().hparams.n_layer())),
-             ctx.n_seq_max()),
-    sched(params.k, params.refresh, params.kv_window, ctx.n_seq_max()) {
+             ctx.n_seq_max(), state_rows(params)),
+    sched(params.k, params.refresh, params.kv_window, ctx.n_seq_max()),
+    ahead(params.refresh == refresh_policy::verify ? params.k : 0) {
     check_model(ctx.get_model());
-    const bool single_slot = ctx.n_seq_max() == 1;
-    plans[full_step]       = {&all_runs, false, single_slot};
-    plans[lora_step]       = {&all_runs, true, single_slot};
+    const uint32_t n_rows = all_runs.n_rows();
+    if (n_rows > ctx.cparams.n_ubatch) {
+        throw std::invalid_argument("k = " + std::to_string(params.k) + ": to verify takes a batch of k + 1 tokens, " +
+                                    "n_ubatch and n_batch allow for " + std::to_string(ctx.cparams.n_ubatch));
+    }
+    ctx.cparams.n_outputs_max = std::max(ctx.cparams.n_outputs_max, n_rows);
+    if (params.adapt_k) {
+        length.emplace(params.k);
+    }
+
+    const bool single_column = ctx.n_seq_max() == 1 && n_rows == 1;
+    plans[full_step]         = {&all_runs, &sched, false, single_column};
+    plans[lora_step]         = {&all_runs, &sched, true, single_column};
 }
 
 llama_memory_i * engine::create_memory(const llama_memory_params & memory_params) {
@@ -68,10 +84,23 @@ void engine::reserve() {
     }
 }
 
+// Rows of reuse state take more room in the graph than the tokens of a small batch do.
+bool engine::reserve_check() {
+    const uint32_t n_rows = all_runs.n_rows();
+    if (n_rows == 1) {
+        return true;
+    }
+    plans[full_step].keeps_all = true;
+    const bool done            = ctx.graph_reserve(n_rows, 1, n_rows, mem->init_full().get()) != nullptr;
+    plans[full_step].keeps_all = false;
+    return done;
+}
+
 bool engine::reserve_full_step() {
     const uint32_t n_tokens  = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
-    return ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, n_outputs, mem->init_full().get()) != nullptr;
+    return reserve_check() &&
+           ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, n_outputs, mem->init_full().get()) != nullptr;
 }
 
 void engine::enter_variant() {
@@ -96,7 +125,23 @@ engine::variant::~variant() {
 // decoding
 //
 
+// Whether every token of a full step leaves a row of state: then a client may cut the sequence back to any of them.
+bool engine::leaves_rows(const llama_batch & batch) const {
+    if (batch.n_tokens < 2 || batch.n_tokens > static_cast<int32_t>(all_runs.n_rows()) || !batch.token || batch.embd ||
+        has_coupled_sequences(batch) || distinct_sequences(batch).size() > 1 ||
+        !all_runs.has_slot(sequences_of(batch, 0)[0])) {
+        return false;
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (!wants_output(batch, i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int engine::run_pass(const llama_batch & batch, step_kind kind) {
+    plans[full_step].keeps_all = is_well_formed(batch) && leaves_rows(batch);
     const drop_memory::pass in_pass(*mem, kind == lora_step);
     const variant           in_variant(*this, kind);
     return ctx.decode_pass(batch);
@@ -125,6 +170,9 @@ int engine::decode(const llama_batch & batch) {
     if (mem->has_state_copies()) {
         ctx.synchronize();
         mem->copy_states();
+    }
+    if (params.refresh == refresh_policy::verify) {
+        return decode_verify(batch);
     }
     return is_lora_batch(batch) ? decode_lora(batch) : decode_full(batch);
 }
@@ -175,7 +223,8 @@ int engine::decode_full(const llama_batch & batch) {
         const llama_pos last = mem->last_stored(s);
         if (status == 0) {
             counts.replayed += sched.replays(s) ? sched.at(s).lora.size() : 0;
-            sched.after_full_step(s, last, wants_output(batch, last_token_of(batch, s)));
+            sched.after_full_step(s, last, wants_output(batch, last_token_of(batch, s)),
+                                  leaves_rows(batch) ? batch.n_tokens : 1);
             mem->thin(s);
         } else if (status == 2 || status < -1 || sched.replays(s)) {
             sched.after_failure(s, last);
@@ -249,6 +298,7 @@ int engine::run_replays_alone(const std::vector<llama_seq_id> & replaying) {
 
 engine_stats engine::stats() const {
     engine_stats out = counts;
+    out.ahead        = ahead.counts();
     out.weight_bytes = all_runs.weight_bytes();
     out.state_bytes  = all_runs.state_bytes();
     for (ggml_backend_t backend : ctx.backend_ptrs) {

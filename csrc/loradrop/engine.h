@@ -1,14 +1,17 @@
 // What a context owns when it decodes with LoRA-Drop.
 #pragma once
 
+#include "loradrop/draft_length.h"
 #include "loradrop/drop_memory.h"
 #include "loradrop/hooks.h"
+#include "loradrop/look_ahead.h"
 #include "loradrop/loradrop.h"
 #include "loradrop/step_graph.h"
 
 #include "ggml-cpp.h"
 
 #include <array>
+#include <optional>
 
 struct llama_batch;
 struct llama_context;
@@ -26,6 +29,7 @@ struct engine_stats {
     size_t                  weight_bytes  = 0;   // corrector
     size_t                  state_bytes   = 0;   // reuse state
     std::array<size_t, 2>   compute_bytes = {};  // compute buffers
+    look_ahead_counts       ahead;
 };
 
 class engine {
@@ -47,6 +51,9 @@ class engine {
 
     const std::vector<reuse_run> & runs() const { return all_runs.runs(); }
 
+    // The token that a LoRA step has drafted after the sequence's last one, if the logits after it are there.
+    std::optional<llama_token> drafted(llama_seq_id seq_id) const;
+
     // The engine of a context; null when the context decodes in full.
     static const engine * of(const llama_context & ctx);
 
@@ -67,6 +74,9 @@ class engine {
 
     // Makes room for the largest full step with the droppable layers' cache as it is; false when there is none.
     bool reserve_full_step();
+    bool reserve_check();
+
+    bool leaves_rows(const llama_batch & batch) const;
 
     bool is_lora_batch(const llama_batch & batch) const;
     bool can_extend(const llama_batch & batch, const std::vector<llama_seq_id> & replaying) const;
@@ -76,12 +86,23 @@ class engine {
     int  run_with_replays(const llama_batch & batch, const std::vector<llama_seq_id> & replaying);
     int  run_replays_alone(const std::vector<llama_seq_id> & replaying);
 
-    llama_context &           ctx;
-    const lora_drop_params    params;
-    reuse_runs                all_runs;
-    schedule                  sched;
-    std::array<graph_plan, 2> plans;
-    drop_memory *             mem = nullptr;  // owned by the context
+    // engine_verify.cpp
+    bool can_look_ahead(const llama_batch & batch) const;
+    int  decode_verify(const llama_batch & batch);
+    int  decode_round(llama_token token, llama_seq_id s, const llama_batch & batch);
+    int  decode_alone(const llama_batch & batch);
+    int  draft(llama_seq_id s, lora_token after, std::vector<greedy_choice> & drafts);
+    void show_row(int32_t row);
+
+    llama_context &             ctx;
+    const lora_drop_params      params;
+    reuse_runs                  all_runs;
+    schedule                    sched;
+    std::array<graph_plan, 2>   plans;
+    look_ahead                  ahead;
+    std::optional<draft_length> length;                // where k is but the most that a round drafts
+    llama_seq_id                last_alone = -1;       // the sequence of the last batch, if it was of one alone
+    drop_memory *               mem        = nullptr;  // owned by the context
 
     // of the LoRA step while the full step's are in the context, and the other way round
     ggml_backend_sched_ptr other_sched;

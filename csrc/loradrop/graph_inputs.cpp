@@ -1,12 +1,10 @@
 #include "loradrop/graph_inputs.h"
 
 #include "loradrop/drop_memory_context.h"
+#include "loradrop/step_graph.h"
 
 #include "ggml-backend.h"
 #include "llama-batch.h"
-
-#include <algorithm>
-#include <vector>
 
 namespace loradrop {
 
@@ -33,27 +31,33 @@ static bool is_one_token(const llama_ubatch & ubatch) {
     return ubatch.n_tokens == 1 && ubatch.n_seqs_unq == 1;
 }
 
-slot_input::slot_input(ggml_context * ctx, const reuse_runs & runs, const llama_ubatch & ubatch, bool lora_step,
-                       bool single_slot) :
-    runs(runs), lora_step(lora_step) {
+slot_input::slot_input(ggml_context * ctx, const graph_plan & plan, const llama_ubatch & ubatch) : plan(plan) {
     const auto add = [ctx](ggml_type type, int64_t n, const char * name) {
         ggml_tensor * t = ggml_new_tensor_1d(ctx, type, n);
         ggml_set_input(t);
         ggml_set_name(t, name);
         return t;
     };
-    if (lora_step && !single_slot) {
+    if (plan.lora_step && !plan.single_column) {
         tensors.read = add(GGML_TYPE_I32, ubatch.n_tokens, "lora_drop_read");
     }
-    if (!lora_step && !is_one_token(ubatch)) {
-        tensors.last = add(GGML_TYPE_I32, ubatch.n_seqs_unq, "lora_drop_last");
+    if (!keeps_all(ubatch)) {
+        tensors.kept = add(GGML_TYPE_I32, n_kept(ubatch), "lora_drop_kept");
     }
-    tensors.write = add(GGML_TYPE_I64, ubatch.n_seqs_unq, "lora_drop_write");
+    tensors.write = add(GGML_TYPE_I64, n_kept(ubatch), "lora_drop_write");
+}
+
+// Of a LoRA step, which has one token of each sequence, and where the plan says so; else of each sequence's last token.
+bool slot_input::keeps_all(const llama_ubatch & ubatch) const {
+    return plan.lora_step || plan.keeps_all || is_one_token(ubatch);
+}
+
+int64_t slot_input::n_kept(const llama_ubatch & ubatch) const {
+    return keeps_all(ubatch) ? ubatch.n_tokens : ubatch.n_seqs_unq;
 }
 
 bool slot_input::can_reuse(const llm_graph_params & params) {
-    return tensors.write->ne[0] == params.ubatch.n_seqs_unq &&
-           (lora_step || (tensors.last == nullptr) == is_one_token(params.ubatch)) &&
+    return tensors.write->ne[0] == n_kept(params.ubatch) && (tensors.kept == nullptr) == keeps_all(params.ubatch) &&
            (!tensors.read || tensors.read->ne[0] == params.ubatch.n_tokens);
 }
 
@@ -65,26 +69,54 @@ static void set_values(ggml_tensor * t, const std::vector<T> & values) {
     }
 }
 
-void slot_input::set_input(const llama_ubatch * ubatch) {
-    std::vector<int32_t> read(ubatch->n_tokens);
-    std::vector<int32_t> last(ubatch->n_seqs_unq);
-    std::vector<int64_t> write(ubatch->n_seqs_unq);
-
-    for (uint32_t s = 0; s < ubatch->n_seqs_unq; ++s) {
-        write[s] = runs.slot_of(ubatch->seq_id_unq[s]);
+std::vector<int32_t> slot_input::columns_read(const llama_ubatch & ubatch) const {
+    const bool           follows_itself = plan.runs->runs().front().rule == reuse_rule::previous_state;
+    std::vector<int32_t> out;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        const llama_seq_id s = ubatch.seq_id[i][0];
+        const sequence &   q = plan.sched->at(s);
+        out.push_back(static_cast<int32_t>(follows_itself && !q.lora.empty() ? plan.runs->running_column_of(s)
+                                                                             : plan.runs->column_of(s, q.row)));
     }
-    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-        read[i] = static_cast<int32_t>(runs.slot_of(ubatch->seq_id[i][0]));
-        for (int32_t j = 0; j < ubatch->n_seq_id[i]; ++j) {
-            last[ubatch->seq_idx[ubatch->seq_id[i][j]]] = static_cast<int32_t>(i);
+    return out;
+}
+
+std::vector<int64_t> slot_input::columns_written(const llama_ubatch & ubatch) const {
+    std::vector<int64_t> out;
+    if (plan.lora_step) {
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            out.push_back(plan.runs->running_column_of(ubatch.seq_id[i][0]));
+        }
+    } else if (plan.keeps_all) {
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            out.push_back(plan.runs->column_of(ubatch.seq_id[i][0], static_cast<int32_t>(i)));
+        }
+    } else {
+        for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
+            out.push_back(plan.runs->column_of(ubatch.seq_id_unq[s], 0));
         }
     }
-    if (lora_step) {
-        std::copy(read.begin(), read.end(), write.begin());  // one token for each sequence, in the order of the tokens
+    return out;
+}
+
+static std::vector<int32_t> last_tokens(const llama_ubatch & ubatch) {
+    std::vector<int32_t> out(ubatch.n_seqs_unq);
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        for (int32_t j = 0; j < ubatch.n_seq_id[i]; ++j) {
+            out[ubatch.seq_idx[ubatch.seq_id[i][j]]] = static_cast<int32_t>(i);
+        }
     }
-    set_values(tensors.read, read);
-    set_values(tensors.last, last);
-    set_values(tensors.write, write);
+    return out;
+}
+
+void slot_input::set_input(const llama_ubatch * ubatch) {
+    if (tensors.read) {
+        set_values(tensors.read, columns_read(*ubatch));
+    }
+    if (tensors.kept) {
+        set_values(tensors.kept, last_tokens(*ubatch));
+    }
+    set_values(tensors.write, columns_written(*ubatch));
 }
 
 }  // namespace loradrop

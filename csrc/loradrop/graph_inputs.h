@@ -6,6 +6,7 @@
 #include "llama-graph.h"
 
 #include <memory>
+#include <vector>
 
 namespace loradrop {
 
@@ -23,11 +24,13 @@ class droppable_attention_input : public llm_graph_input_i {
     uint64_t                           generation;
 };
 
-// Slots of the sequences of a ubatch.
+struct graph_plan;
+
+// Columns of state of the tokens of a ubatch.
 class slot_input : public llm_graph_input_i {
   public:
-    slot_input(ggml_context * ctx, const reuse_runs & runs, const llama_ubatch & ubatch, bool lora_step,
-               bool single_slot);
+    // plan: lives as long as the graph
+    slot_input(ggml_context * ctx, const graph_plan & plan, const llama_ubatch & ubatch);
 
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
@@ -35,8 +38,13 @@ class slot_input : public llm_graph_input_i {
     slot_inputs tensors;
 
   private:
-    const reuse_runs & runs;
-    bool               lora_step;
+    int64_t n_kept(const llama_ubatch & ubatch) const;
+    bool    keeps_all(const llama_ubatch & ubatch) const;
+
+    std::vector<int32_t> columns_read(const llama_ubatch & ubatch) const;
+    std::vector<int64_t> columns_written(const llama_ubatch & ubatch) const;
+
+    const graph_plan & plan;
 };
 
 }  // namespace loradrop

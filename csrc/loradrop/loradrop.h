@@ -12,4 +12,5 @@ struct lora_drop_params {
     uint32_t                                   k         = 0;    // LoRA steps between two refresh steps
     loradrop::refresh_policy                   refresh   = loradrop::refresh_policy::single;
     int32_t                                    kv_window = 64;  // refill: tokens whose K/V droppable layers still hold
+    bool                                       adapt_k   = false;  // verify: k is the most; a round drafts what pays
 };

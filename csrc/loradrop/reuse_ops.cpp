@@ -92,9 +92,9 @@ void build_refresh(ggml_context * ctx, ggml_cgraph * gf, const reuse_run & run, 
     if (run.states().empty()) {
         return;
     }
-    if (slots.last) {
-        x = ggml_get_rows(ctx, x, slots.last);
-        y = ggml_get_rows(ctx, y, slots.last);
+    if (slots.kept) {
+        x = ggml_get_rows(ctx, x, slots.kept);
+        y = ggml_get_rows(ctx, y, slots.kept);
     }
     if (run.state) {
         write_state(ctx, gf, run.state, y, slots);

@@ -8,11 +8,11 @@ struct ggml_context;
 
 namespace loradrop {
 
-// Which slots a ubatch reads and writes; the tensors are inputs of the graph, null where not needed.
+// Which columns of state a ubatch reads and writes; the tensors are inputs of the graph, null where not needed.
 struct slot_inputs {
-    ggml_tensor * read  = nullptr;  // i32 [n_tokens], the slot of each token; null: slot 0, there is but one
-    ggml_tensor * write = nullptr;  // i64 [n_seqs], the slot of each sequence
-    ggml_tensor * last  = nullptr;  // i32 [n_seqs], the last token of each sequence; null: there is but one token
+    ggml_tensor * read  = nullptr;  // i32 [n_tokens], of each token; null: column 0, there is but one
+    ggml_tensor * write = nullptr;  // i64 [n_kept], of each token whose state is kept
+    ggml_tensor * kept  = nullptr;  // i32 [n_kept], these tokens; null: all
 };
 
 // Refresh step: keeps of the run's input x and output y, both [n_embd, n_tokens], what later LoRA steps use.

@@ -161,9 +161,9 @@ class reuse_run_builder {
 };
 
 reuse_runs::reuse_runs(const llama_model & model, const corrector & c, const std::vector<drop_run> & spans,
-                       uint32_t n_slots) :
-    slots(n_slots) {
-    reuse_run_builder builder(*this, model, c, n_slots + 1);
+                       uint32_t n_slots, uint32_t n_rows) :
+    slots(n_slots), rows(n_rows) {
+    reuse_run_builder builder(*this, model, c, column_of(-1, 0) + 1);
     for (const drop_run & span : spans) {
         builder.build(span);
     }
@@ -187,8 +187,14 @@ const reuse_run * reuse_runs::run_after(int32_t il) const {
     return nullptr;
 }
 
-uint32_t reuse_runs::slot_of(int32_t seq_id) const {
-    return seq_id >= 0 && static_cast<uint32_t>(seq_id) < slots ? static_cast<uint32_t>(seq_id) : slots;
+uint32_t reuse_runs::column_of(int32_t seq_id, int32_t row) const {
+    const uint32_t n_columns = rows > 1 ? rows + 1 : 1;  // of a slot
+    return has_slot(seq_id) ? static_cast<uint32_t>(seq_id) * n_columns + static_cast<uint32_t>(row)
+                            : slots * n_columns;
+}
+
+uint32_t reuse_runs::running_column_of(int32_t seq_id) const {
+    return column_of(seq_id, rows > 1 ? static_cast<int32_t>(rows) : 0);
 }
 
 uint64_t reuse_runs::weight_hash() const {
@@ -219,7 +225,7 @@ uint64_t reuse_runs::weight_hash() const {
     return out;
 }
 
-void reuse_runs::copy_slot(uint32_t from, uint32_t to) const {
+void reuse_runs::copy_column(uint32_t from, uint32_t to) const {
     std::vector<uint8_t> column;
     for (const reuse_run & run : all) {
         for (ggml_tensor * t : run.states()) {

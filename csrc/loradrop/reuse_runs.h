@@ -13,7 +13,7 @@ struct llama_model;
 
 namespace loradrop {
 
-// One run. Weights that the corrector lacks are null. A state tensor has one column for each slot.
+// One run. Weights that the corrector lacks are null. A state tensor has a column for each row of each slot.
 //
 // What depends on the anchor alone is computed once in the refresh step: of the segment rule's products with
 // f = [n(x_t); n(y_r); n(x_r)], the columns that meet the last two parts (_anchor) are applied there.
@@ -32,11 +32,11 @@ struct reuse_run {
     ggml_tensor * down        = nullptr;  // [n_ff, n_embd]
     ggml_tensor * carry       = nullptr;  // [n_embd], g
 
-    ggml_tensor * state       = nullptr;  // [n_embd, n_slots], y_{t-1} or y_r
-    ggml_tensor * state_carry = nullptr;  // [n_embd, n_slots], g (y_r - x_r)
-    ggml_tensor * state_a     = nullptr;  // [rank, n_slots]
-    ggml_tensor * state_gate  = nullptr;  // [n_ff, n_slots]
-    ggml_tensor * state_up    = nullptr;  // [n_ff, n_slots]
+    ggml_tensor * state       = nullptr;  // [n_embd, n_columns], y_{t-1} or y_r
+    ggml_tensor * state_carry = nullptr;  // [n_embd, n_columns], g (y_r - x_r)
+    ggml_tensor * state_a     = nullptr;  // [rank, n_columns]
+    ggml_tensor * state_gate  = nullptr;  // [n_ff, n_columns]
+    ggml_tensor * state_up    = nullptr;  // [n_ff, n_columns]
 
     std::vector<ggml_tensor *> weights() const;
     std::vector<ggml_tensor *> states() const;
@@ -44,9 +44,11 @@ struct reuse_run {
 
 class reuse_runs {
   public:
-    // n_slots: sequences that can take LoRA steps. One more slot takes what no sequence will read.
+    // n_slots: sequences that can take LoRA steps. n_rows: positions of which a sequence keeps the state; where these
+    // are several, LoRA steps leave theirs in one more row, the last. One more column takes what no sequence will read.
     // Throws std::runtime_error when a device lacks the memory.
-    reuse_runs(const llama_model & model, const corrector & c, const std::vector<drop_run> & spans, uint32_t n_slots);
+    reuse_runs(const llama_model & model, const corrector & c, const std::vector<drop_run> & spans, uint32_t n_slots,
+               uint32_t n_rows);
 
     const std::vector<reuse_run> & runs() const { return all; }
 
@@ -58,11 +60,18 @@ class reuse_runs {
 
     uint32_t n_slots() const { return slots; }
 
-    // The slot of a sequence, or the spare one when the sequence has none.
-    uint32_t slot_of(int32_t seq_id) const;
+    uint32_t n_rows() const { return rows; }
+
+    bool has_slot(int32_t seq_id) const { return seq_id >= 0 && static_cast<uint32_t>(seq_id) < slots; }
+
+    // The column of a sequence's row, or the spare one when the sequence has no slot.
+    uint32_t column_of(int32_t seq_id, int32_t row) const;
+
+    // Where LoRA steps leave their state.
+    uint32_t running_column_of(int32_t seq_id) const;
 
     // The devices have to be idle.
-    void copy_slot(uint32_t from, uint32_t to) const;
+    void copy_column(uint32_t from, uint32_t to) const;
 
     // Tells apart correctors of one shape. Computed when it is first asked for; the devices have to be idle.
     uint64_t weight_hash() const;
@@ -74,6 +83,7 @@ class reuse_runs {
   private:
     std::vector<reuse_run>               all;
     uint32_t                             slots;
+    uint32_t                             rows;
     std::vector<ggml_context_ptr>        ctxs;
     std::vector<ggml_backend_buffer_ptr> bufs;
     size_t                               n_weight_bytes = 0;

@@ -35,7 +35,7 @@ void schedule::after_lora_step(int32_t seq_id, lora_token token, bool sampled) {
     s.sampled = sampled;
 }
 
-void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled) {
+void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled, int32_t n_rows) {
     sequence & s = at(seq_id);
     if (replays(seq_id)) {
         const int32_t first = std::max(s.lora.front().pos, n_sinks);
@@ -47,8 +47,17 @@ void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled) {
     s.lora.clear();
     s.n_missing = 0;
     s.anchor    = last;
+    s.row       = n_rows - 1;
+    s.n_back    = n_rows - 1;
     s.sampled   = sampled;
     s.ready     = static_cast<uint32_t>(seq_id) < n_seq;
+}
+
+void schedule::advance(int32_t seq_id) {
+    sequence & s = at(seq_id);
+    ++s.anchor;
+    ++s.row;
+    ++s.n_back;
 }
 
 void schedule::after_failure(int32_t seq_id, int32_t last) {
@@ -87,6 +96,15 @@ void schedule::clear() {
 
 void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
     sequence & s = at(seq_id);
+    if (s.lora.empty() && s.anchor - s.n_back < p0 && p0 <= s.anchor && s.anchor < p1) {
+        // cut back to a position with a row of its own, whose logits were asked for
+        const int32_t n_cut = s.anchor - p0 + 1;
+        s.anchor -= n_cut;
+        s.row -= n_cut;
+        s.n_back -= n_cut;
+    } else if (p0 <= s.anchor) {
+        s.n_back = std::min(s.n_back, std::max(0, s.anchor - std::max(p1, 0)));
+    }
     if (p0 <= s.anchor && s.anchor < p1) {
         s.ready = false;
     }
@@ -117,6 +135,8 @@ void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
 void schedule::copy(int32_t from, int32_t to, int32_t p0, int32_t p1) {
     sequence s = at(from);
     s.ready    = s.ready && static_cast<uint32_t>(to) < n_seq;
+    s.row      = 0;
+    s.n_back   = 0;
     at(to)     = std::move(s);
     if (p0 > 0) {
         remove(to, 0, p0);
@@ -133,9 +153,13 @@ void schedule::keep_only(int32_t seq_id) {
 }
 
 void schedule::shift(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
-    sequence & s     = at(seq_id);
-    const auto moved = [=](int32_t pos) { return p0 <= pos && pos < p1 ? pos + delta : pos; };
-    s.anchor         = moved(s.anchor);
+    sequence &    s     = at(seq_id);
+    const auto    moved = [=](int32_t pos) { return p0 <= pos && pos < p1 ? pos + delta : pos; };
+    const int32_t back  = s.anchor - s.n_back;
+    if (moved(back) - back != moved(s.anchor) - s.anchor) {
+        s.n_back = 0;
+    }
+    s.anchor = moved(s.anchor);
     for (lora_token & t : s.lora) {
         t.pos = moved(t.pos);
     }

@@ -12,6 +12,7 @@ namespace loradrop {
 enum class refresh_policy {
     single,  // a refresh runs the present token alone; droppable layers never see the LoRA tokens before it
     refill,  // a refresh runs the LoRA tokens since the last one again, with the present one, in one full batch
+    verify,  // LoRA steps draft what may come next, one full batch checks it, and the client gets full steps alone
 };
 
 struct lora_token {
@@ -26,6 +27,8 @@ struct sequence {
     bool    ready   = false;  // a full step has left its reuse state
     bool    sampled = false;  // the logits of the last token were asked for, so the next one is no prompt
     int32_t anchor  = -1;     // the position of the last full step
+    int32_t row     = 0;      // of the sequence's rows of reuse state, the one that the anchor has left
+    int32_t n_back  = 0;      // how many positions right before the anchor have left theirs in the rows before
 
     std::vector<lora_token> lora;           // tokens of LoRA steps since the anchor, oldest first
     size_t                  n_missing = 0;  // of these, at the end, how many a failed refill has left out of the caches
@@ -53,9 +56,13 @@ class schedule {
     // Tokens that a full step of the sequence has to run again before its new ones.
     bool replays(int32_t seq_id) const { return refresh == refresh_policy::refill && !at(seq_id).lora.empty(); }
 
-    // The books after a step. last: the sequence's last position now.
+    // The books after a step. last: the sequence's last position now. n_rows: of how many positions, this the last of
+    // them, it has left rows of reuse state; of more than one only where the logits of all were asked for.
     void after_lora_step(int32_t seq_id, lora_token token, bool sampled);
-    void after_full_step(int32_t seq_id, int32_t last, bool sampled);
+    void after_full_step(int32_t seq_id, int32_t last, bool sampled, int32_t n_rows = 1);
+
+    // The anchor becomes the next position, whose row is there too.
+    void advance(int32_t seq_id);
 
     // The books after a step that failed with the sequence's cells ending at position last.
     void after_failure(int32_t seq_id, int32_t last);

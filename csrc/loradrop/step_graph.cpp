@@ -44,8 +44,8 @@ ggml_tensor * step_graph::unused_attention(ggml_tensor * wo, ggml_tensor * q_cur
 
 const slot_inputs & step_graph::slots() {
     if (!has_slots) {
-        has_slots  = true;
-        auto input = std::make_unique<slot_input>(ctx, *plan->runs, params.ubatch, plan->lora_step, plan->single_slot);
+        has_slots    = true;
+        auto input   = std::make_unique<slot_input>(ctx, *plan, params.ubatch);
         slot_tensors = input->tensors;
         res->add_input(std::move(input));
     }

@@ -4,6 +4,7 @@
 
 #include "loradrop/hooks.h"
 #include "loradrop/reuse_ops.h"
+#include "loradrop/schedule.h"
 #include "loradrop/state_capture.h"
 
 #include "llama-graph.h"
@@ -15,8 +16,10 @@ namespace loradrop {
 // What a graph is built for. One object for each variant lives as long as its context.
 struct graph_plan {
     const reuse_runs * runs;
+    const schedule *   sched;
     bool               lora_step;
-    bool               single_slot;  // only sequence 0 can take LoRA steps, so its slot needs no look-up
+    bool               single_column;      // there is but one column of state, which needs no look-up
+    bool               keeps_all = false;  // full step of one sequence: every token leaves a row of state, not the last
 };
 
 class step_graph {

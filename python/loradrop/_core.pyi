@@ -27,6 +27,10 @@ class ContextStats(TypedDict):
     compute_bytes_lora: int
     corrector_bytes: int
     reuse_state_bytes: int
+    rounds: int
+    drafted: int
+    drafts_tried: list[int]
+    drafts_accepted: list[int]
     kv_bytes: int
     kv_bytes_full: int
     kv_cells_kept: int
@@ -168,6 +172,7 @@ class Context:
         k: int = 0,
         refresh: str = "single",
         kv_window: int = 64,
+        adapt_k: bool = False,
         capture: Sequence[int] = (),
         adapters: Sequence[tuple[Adapter, float]] = (),
         profile: bool = False,
@@ -199,6 +204,7 @@ class Context:
     def seq_keep(self, seq_id: int) -> None: ...
     def seq_add(self, seq_id: int, p0: int, p1: int, shift: int) -> None: ...
     def seq_pos_max(self, seq_id: int) -> int: ...
+    def drafted(self, seq_id: int = 0) -> int | None: ...
     def save_state(self) -> bytes: ...
     def load_state(self, state: bytes) -> None: ...
     def abort(self) -> None: ...

@@ -18,7 +18,7 @@ from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
 from loradrop.loading import load_model
 from loradrop.models import resolve_model
-from loradrop.options import ContextOptions, DropOptions, resolve_drop
+from loradrop.options import AUTO, ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
 from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
@@ -42,17 +42,20 @@ class Llama:
     rho : float, optional
         Share of the layers that drop, [0, 1); 0 decodes in full. None takes the corrector's
         recommendation, and 0 where there is no corrector and neither `k` nor `refresh` asks for one.
-    k : int, optional
+    k : int or "auto", optional
         LoRA steps between two refresh steps; 0 decodes in full. None takes the corrector's
-        recommendation, else 3.
+        recommendation, else 3, and ``auto`` with ``verify``: each round drafts as many tokens as pay, by what steps
+        take and how often drafts were right, and none where decoding in full is quicker.
     corrector : path, optional
         A sidecar with the corrector. None takes the one in the model's own file or, if `rho`, `k` or `refresh` is
         given, the one that the package holds for the model.
-    refresh : {"single", "refill"}, optional
+    refresh : {"single", "refill", "verify"}, optional
         Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
         again. None takes the corrector's recommendation, and ``single`` where it has none.
-    kv_window : int
-        With ``refill``: newest tokens whose K/V droppable layers keep.
+        With ``verify`` LoRA steps only draft what may follow, a full batch checks it, and all that is sampled from is
+        the full model's; then no corrector is needed, and `rho` is 0.25 where there is none.
+    kv_window : int, optional
+        With ``refill``: newest tokens whose K/V droppable layers keep, by default 64.
     n_ctx : int
         The most tokens of prompt and answer together.
     n_gpu_layers : int
@@ -84,7 +87,7 @@ class Llama:
 
     Attributes
     ----------
-    rho, k : float, int
+    rho, k : float, int or "auto"
         The point at which it decodes; 0 where it decodes in full.
     refresh : str
         The refresh policy.
@@ -113,10 +116,10 @@ class Llama:
         model_path: str | os.PathLike[str],
         *,
         rho: float | None = None,
-        k: int | None = None,
+        k: int | str | None = None,
         corrector: str | os.PathLike[str] | None = None,
         refresh: str | None = None,
-        kv_window: int = 64,
+        kv_window: int | None = None,
         n_ctx: int = 4096,
         n_gpu_layers: int = 0,
         n_threads: int | None = None,
@@ -173,13 +176,14 @@ class Llama:
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,
+            adapt_k=drop.adapt_k,
             refresh=drop.refresh,
-            kv_window=kv_window,
+            kv_window=drop_options.window,
             adapters=[] if lora_path is None else [(Adapter(self._model, os.fspath(lora_path)), lora_scale)],
         )
         self.corrector = drop.corrector
         self.rho = drop.rho
-        self.k = drop.k
+        self.k: int | str = AUTO if drop.adapt_k else drop.k
         self.refresh = drop.refresh
         self.dropped_layers = context.dropped_layers
         self._session: Session | None = Session(context, min(n_ctx, context.n_ctx))

@@ -10,9 +10,14 @@ from loradrop._core import Corrector, CorrectorError, Model
 from loradrop.checks import check_bool, check_choice, check_float, check_int
 from loradrop.packaged_correctors import packaged_corrector
 
-REFRESH_POLICIES = ("single", "refill")
+REFRESH_POLICIES = ("single", "refill", "verify")
+CORRECTED_POLICIES = ("single", "refill")  # those that correctors are made for; verify drafts as refill decodes
 DEFAULT_REFRESH = "single"  # the paper's, for correctors that name none
 DEFAULT_K = 3
+AUTO = "auto"
+MOST_AUTO_K = 7  # with the token before them eight, of which the CPU computes each as it would alone
+DEFAULT_KV_WINDOW = 64
+UNCORRECTED_RHO = 0.25  # at which drafts of a model without a corrector are mostly right
 MAX_K = 2**20
 MAX_INT32 = 2**31 - 1
 MAX_THREADS = 512
@@ -30,39 +35,52 @@ class DropOptions:
     ----------
     rho : float, optional
         Share of the layers that drop, [0, 1); None takes the file's.
-    k : int, optional
-        LoRA steps between two refresh steps, 0 or more; None takes the file's.
+    k : int or "auto", optional
+        LoRA steps between two refresh steps, 0 or more; None takes the file's, and ``auto`` with ``verify``.
     corrector : path, optional
         A sidecar file; None takes what the model's own file holds or, if `rho`, `k` or `refresh` is given, what the
         package holds for it.
-    refresh : {"single", "refill"}, optional
+    refresh : {"single", "refill", "verify"}, optional
         The refresh policy; None takes the corrector's, else `DEFAULT_REFRESH`.
-    kv_window : int
-        Newest tokens whose K/V droppable layers keep, with ``refill``.
+    kv_window : int, optional
+        Newest tokens whose K/V droppable layers keep, with ``refill``; None takes `DEFAULT_KV_WINDOW`.
     allow_uncorrected : bool
-        Whether to drop layers without a trained corrector where there is none.
+        Whether to drop layers without a trained corrector where there is none; ``verify``, which loses nothing, does so
+        in any case.
     """
 
     rho: float | None = None
-    k: int | None = None
+    k: int | str | None = None
     corrector: str | os.PathLike[str] | None = None
     refresh: str | None = None
-    kv_window: int = 64
+    kv_window: int | None = None
     allow_uncorrected: bool = False
 
     def __post_init__(self) -> None:
         if self.rho is not None:
             check_float("rho", self.rho, 0.0, 1.0, below=True)
-        if self.k is not None:
+        if isinstance(self.k, str):
+            check_choice("k", self.k, (AUTO,))
+        elif self.k is not None:
             check_int("k", self.k, 0, MAX_K)
         if self.refresh is not None:
             check_choice("refresh", self.refresh, REFRESH_POLICIES)
-        check_int("kv_window", self.kv_window, 0, MAX_INT32)
+        if self.kv_window is not None:
+            check_int("kv_window", self.kv_window, 0, MAX_INT32)
+            if self.refresh == "verify":
+                raise ValueError(
+                    f"kv_window={self.kv_window} with refresh='verify': droppable layers keep all K/V; leave it out"
+                )
         if self.corrector is not None and not Path(self.corrector).is_file():
             raise FileNotFoundError(
                 f"corrector={os.fspath(self.corrector)!r}: no such file; give the path of a "
                 "sidecar GGUF, or None for what the model's own file holds"
             )
+
+    @property
+    def window(self) -> int:
+        """`kv_window`, or its default."""
+        return DEFAULT_KV_WINDOW if self.kv_window is None else self.kv_window
 
     @property
     def drops(self) -> bool:
@@ -131,15 +149,18 @@ class Drop:
     rho : float
         Share of the layers that drop; 0 where none does.
     k : int
-        LoRA steps between two refresh steps; 0 where there are none.
-    refresh : {"single", "refill"}
+        LoRA steps between two refresh steps, with `adapt_k` at most; 0 where there are none.
+    refresh : {"single", "refill", "verify"}
         The refresh policy.
+    adapt_k : bool
+        Whether a round of ``verify`` drafts as many tokens as pay.
     """
 
     corrector: Corrector | None
     rho: float
     k: int
     refresh: str = DEFAULT_REFRESH
+    adapt_k: bool = False
 
     @property
     def reuse(self) -> str:
@@ -171,17 +192,22 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
     if corrector is None:
         if not options.drops:
             return FULL
-        if options.rho is None or not options.allow_uncorrected:
+        if options.refresh != "verify" and (options.rho is None or not options.allow_uncorrected):
             raise CorrectorError(_no_corrector(options, model))
         corrector = Corrector.none(model)
-    rho = _recommended_rho(corrector, options.k) if options.rho is None else options.rho
+    rho = _recommended_rho(corrector, options) if options.rho is None else options.rho
     if rho == 0 or options.k == 0:
         return FULL
     corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
+    refresh = options.refresh or corrector.refresh or DEFAULT_REFRESH
     k = options.k
     if k is None:
-        k = DEFAULT_K if corrector.k is None else corrector.k
-    return Drop(corrector, rho, k, options.refresh or corrector.refresh or DEFAULT_REFRESH) if k else FULL
+        k = AUTO if refresh == "verify" else DEFAULT_K if corrector.k is None else corrector.k
+    if isinstance(k, str):
+        if refresh != "verify":
+            raise ValueError(f"k={k!r} with refresh={refresh!r}: give a number, or refresh='verify'")
+        return Drop(corrector, rho, MOST_AUTO_K, refresh, adapt_k=True)
+    return Drop(corrector, rho, k, refresh) if k else FULL
 
 
 def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
@@ -198,13 +224,16 @@ def _no_corrector(options: DropOptions, model: Model) -> str:
     asked = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
     return (
         f"{asked}: drops layers, but {model.path} holds no corrector: take a model file that holds one, give the path "
-        "of a sidecar as corrector=, or set rho and allow_uncorrected=True to see what the bare method gives"
+        "of a sidecar as corrector=, or set rho and allow_uncorrected=True to see what the bare method gives; "
+        "refresh='verify' needs none"
     )
 
 
-def _recommended_rho(corrector: Corrector, k: int | None) -> float:
-    if k == 0:
+def _recommended_rho(corrector: Corrector, options: DropOptions) -> float:
+    if options.k == 0:
         return 0.0
+    if corrector.is_none:
+        return UNCORRECTED_RHO
     if corrector.rho is None:
         raise CorrectorError(f"rho=None: {corrector.path} names no recommended rho; give one, for example rho=0.5")
     return corrector.rho

@@ -29,6 +29,10 @@ class RequestStats:
         LoRA steps of the decode.
     refresh_steps : int
         Steps of the decode through all layers; all of them where nothing drops.
+    rounds, drafted : int
+        With ``verify``: steps through all layers that have checked drafts, and the drafts.
+    accepted : int
+        Drafts that were right, each a token for which nothing was left to compute.
     prompt_seconds : float
         Prefill and the choice of the first token: the time to the first token.
     decode_seconds : float
@@ -47,6 +51,9 @@ class RequestStats:
     tokens: int
     lora_steps: int
     refresh_steps: int
+    rounds: int
+    drafted: int
+    accepted: int
     prompt_seconds: float
     decode_seconds: float
     prompt_tokens_per_second: float
@@ -55,6 +62,11 @@ class RequestStats:
     ms_per_token_p95: float
     kv_bytes: int
     kv_bytes_full: int
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens that a round of drafts has given, its first one counted; 0 where there was no round."""
+        return 1 + self.accepted / self.rounds if self.rounds else 0.0
 
     def to_dict(self) -> dict[str, int | float]:
         """Return all fields by name."""
@@ -80,13 +92,17 @@ def request_stats(
         The context's counters after the prefill and at the end.
     """
     decode_seconds = sum(step_seconds)
-    lora_steps = at_end["lora_steps"] - after_prompt["lora_steps"]
+    lora_tokens = at_end["lora_tokens"] - after_prompt["lora_tokens"]
+    accepted = sum(at_end["drafts_accepted"]) - sum(after_prompt["drafts_accepted"])
     p50, p95 = np.percentile(step_seconds, (50, 95)) * 1e3 if step_seconds else (0.0, 0.0)
     return RequestStats(
         prompt_tokens=prompt_tokens,
         tokens=tokens,
-        lora_steps=lora_steps,
-        refresh_steps=len(step_seconds) - lora_steps,
+        lora_steps=at_end["lora_steps"] - after_prompt["lora_steps"],
+        refresh_steps=len(step_seconds) - lora_tokens - accepted,
+        rounds=at_end["rounds"] - after_prompt["rounds"],
+        drafted=at_end["drafted"] - after_prompt["drafted"],
+        accepted=accepted,
         prompt_seconds=prompt_seconds,
         decode_seconds=decode_seconds,
         prompt_tokens_per_second=prompt_tokens / prompt_seconds if prompt_seconds else 0.0,

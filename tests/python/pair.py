@@ -28,6 +28,7 @@ class Lockstep:
 
     def __init__(self, engine: Context, reference: RuleDecoder, tolerance: float) -> None:
         self.engine, self.reference, self.tolerance = engine, reference, tolerance
+        self.tokens: dict[int, list[int]] = {}  # of each sequence, all that were decoded
 
     def decode(self, *entries: Entry) -> list[FloatArray | None]:
         """Run one batch; return the engine's logits of each entry's last token."""
@@ -37,6 +38,7 @@ class Lockstep:
         outputs: list[bool] = []
         last: list[int] = []
         for entry in entries:
+            self.tokens.setdefault(entry.seq_id, []).extend(entry.tokens)
             tokens += entry.tokens
             seq_ids += [entry.seq_id] * len(entry.tokens)
             outputs += [False] * (len(entry.tokens) - 1) + [entry.want_logits]

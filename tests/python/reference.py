@@ -7,6 +7,7 @@ attention gives what one batch of them gives. It knows the architectures ``llama
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from tiny import TinyCorrector, TinyModel
 
 FloatArray = npt.NDArray[np.float32]
-Policy = Literal["refill", "single"]
+Policy = Literal["refill", "single", "verify"]
 
 N_SINK = 4  # positions at the start of a sequence whose K/V are never thinned
 NORM_EPS = 1e-5  # of the weightless norm inside correctors, whatever the model's own is
@@ -167,9 +168,9 @@ class RuleDecoder:
         The layers that drop, as `layers_for` gives them; none means that every step is full.
     k : int
         Most LoRA steps between two full steps.
-    policy : {"refill", "single"}
+    policy : {"refill", "single", "verify"}
         Whether a refresh step runs the tokens of the LoRA steps before it again, or leaves their
-        K/V missing in droppable layers.
+        K/V missing in droppable layers; or whether every step is full, and LoRA steps only `draft`.
     kv_window : int
         With refill, droppable layers lose the K/V of replayed tokens that are this far back.
     """
@@ -219,7 +220,21 @@ class RuleDecoder:
             logits.append(self._logits(hidden) if entry.want_logits else None)
         return logits
 
+    def draft(self, seq_id: int, token: int, n_steps: int) -> list[FloatArray]:
+        """Return the logits of LoRA steps from a token on, each on the most probable token of the one before.
+
+        The sequence stays as it is.
+        """
+        seq = copy.deepcopy(self.sequences[seq_id])
+        logits = []
+        for _ in range(n_steps):
+            logits.append(self._logits(self._lora_step(seq, [token])))
+            token = int(logits[-1].argmax())
+        return logits
+
     def _is_due_lora_step(self, entry: Entry) -> bool:
+        if self.policy == "verify":
+            return False
         seq = self.sequences[entry.seq_id]
         # A token whose predecessor's logits nobody asked for cannot be sampled: it is prompt.
         sampled = seq.n_past > 0 and seq.previous_logits_wanted

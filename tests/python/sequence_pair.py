@@ -84,7 +84,7 @@ class SequencePair(Pair):
         before = [self.engine.seq_pos_max(i) for i in range(self.engine.n_seq_max)]
         self.engine.abort_after(after)
         with pytest.raises(DecodeAborted):
-            self.engine.decode([5] * len(seq_ids), seq_ids=seq_ids)
+            self.engine.decode([6 if self.engine.drafted(i) == 5 else 5 for i in seq_ids], seq_ids=seq_ids)
         assert [self.engine.seq_pos_max(i) for i in range(self.engine.n_seq_max)] == before
         for seq_id in seq_ids:
             if seq_id in self.reference.sequences:

@@ -14,7 +14,7 @@ from gguf import GGUFWriter
 from loradrop._core import Context, ContextFullError, Corrector, Model, UnsupportedError
 from pair import Pair
 from reference import Decoder, Entry, FloatArray, SequenceState
-from test_engine import POLICIES, REUSES, TEXT, corrector_for
+from test_engine import REUSES, SCHEDULED, TEXT, corrector_for
 from test_unsupported import write_mamba
 from tiny import Arch, Reuse, TinyModel, _add_tokenizer, _finish, make_model, vocabulary, write_gguf
 
@@ -96,7 +96,7 @@ def is_inside_segment(pair: Pair, layer: int) -> bool:
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_every_layer_in_both_steps(tmp_path: Path, reuse: Reuse, refresh: str, arch: Arch) -> None:
     pair = capturing(tmp_path, make_model(arch, n_layer=N_LAYER), reuse, refresh=refresh)
@@ -108,7 +108,7 @@ def test_every_layer_in_both_steps(tmp_path: Path, reuse: Reuse, refresh: str, a
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_several_sequences_in_any_order(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool) -> None:
     pair = capturing(

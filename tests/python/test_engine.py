@@ -16,7 +16,8 @@ from tiny import Arch, Reuse, TinyCorrector, TinyModel, make_corrector, make_mod
 
 N_LAYER = 8
 REUSES: list[Reuse] = ["previous-state", "anchor-state", "anchor-delta", "segment"]
-POLICIES = ["single", "refill"]
+SCHEDULED = ["single", "refill"]  # whose LoRA steps decode tokens
+POLICIES = [*SCHEDULED, "verify"]
 TEXT = np.random.default_rng(3).integers(3, 320, 400).tolist()
 
 
@@ -32,7 +33,7 @@ def run(pair: Pair, n_prompt: int, n_generated: int, seq_id: int = 0) -> None:
         pair.decode(Entry(seq_id, [token]))
 
 
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_two_hundred_steps(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
     model = make_model(n_layer=N_LAYER)
@@ -94,7 +95,7 @@ def test_architectures(tmp_path: Path, arch: Arch, flash_attn: str) -> None:
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_several_sequences(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool) -> None:
     model = make_model(n_layer=N_LAYER)
@@ -172,7 +173,7 @@ def test_switching_variants_rebuilds_nothing(tmp_path: Path) -> None:
         assert after[counter] == warm[counter]  # type: ignore[literal-required]
 
 
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 def test_droppable_cache_grows_with_the_formula(tmp_path: Path, refresh: str) -> None:
     model = make_model(n_layer=N_LAYER, n_ctx_train=4096)
     corrector = corrector_for(model, "anchor-delta")

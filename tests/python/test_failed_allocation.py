@@ -68,7 +68,7 @@ def go_short_of_memory(path: Path, refresh: str, more: int, missing: str) -> Non
         context.decode(TOKENS[:100])
         for token in TOKENS[100:102]:
             context.decode([token])
-        assert context.stats["last_step"] == "lora"
+        assert context.stats["lora_steps"] > 0
     limit_memory(more)
     for _ in range(2):
         assert missing in refusal(tried, TOKENS[102:1302])

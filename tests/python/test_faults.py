@@ -10,7 +10,7 @@ import pytest
 from loradrop._core import ContextFullError, DecodeAborted
 from pair import Pair
 from reference import Entry
-from test_engine import POLICIES, REUSES, TEXT, corrector_for
+from test_engine import POLICIES, REUSES, SCHEDULED, TEXT, corrector_for
 from tiny import Reuse, make_model
 
 N_LAYER = 8
@@ -67,7 +67,7 @@ def test_abort_between_ubatches(tmp_path: Path, refresh: str, n_before: int) -> 
 
 
 @pytest.mark.parametrize("n_operations", [5, 150, 250])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_abort_between_ubatches_of_a_lora_step(tmp_path: Path, reuse: Reuse, refresh: str, n_operations: int) -> None:
     model = make_model(n_layer=N_LAYER)

@@ -99,6 +99,13 @@ class Interleavings(RuleBasedStateMachine):
         for step in range(n_steps):
             self.decode(*(Entry(i, [3 + (token + 7 * step + i) % 317]) for i in sorted(ids)))
 
+    @precondition(lambda self: self.refresh == "verify")
+    @rule(seq_id=seq_ids, token=tokens, n_steps=st.integers(2, 6))
+    def follow_drafts(self, seq_id: int, token: int, n_steps: int) -> None:
+        for _ in range(n_steps):
+            draft = self.pair.engine.drafted(seq_id)
+            self.decode(Entry(seq_id, [token if draft is None else draft]))
+
     @precondition(lambda self: self.pair.reference.sequences)
     @rule(data=st.data())
     def remove_tail(self, data: Any) -> None:
@@ -154,6 +161,8 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(kv_window=st.integers(0, 8), k=st.integers(1, 4), refresh=st.sampled_from(POLICIES))
     def go_on_elsewhere(self, kv_window: int, k: int, refresh: str) -> None:
+        if (refresh == "verify") != (self.refresh == "verify"):
+            return  # what others have decoded is not exact, and the reference has no LoRA steps of an exact decode
         if not any(seq.lora_tokens for seq in self.pair.reference.sequences.values()):
             self.k, self.refresh = k, refresh  # LoRA steps that are under way belong to their schedule
         there = self.fresh_pair(kv_window)

@@ -9,7 +9,7 @@ import pytest
 
 from pair import Pair
 from reference import Entry
-from test_engine import POLICIES, REUSES, TEXT, corrector_for
+from test_engine import POLICIES, REUSES, SCHEDULED, TEXT, corrector_for
 from tiny import Reuse, make_model
 
 N_LAYER = 8
@@ -51,7 +51,7 @@ def test_a_copy_goes_on_by_itself(tmp_path: Path, reuse: Reuse, refresh: str, kv
 
 
 @pytest.mark.parametrize("n_swa", N_SWA)
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_a_removed_tail_is_decoded_again_in_full(tmp_path: Path, reuse: Reuse, refresh: str, n_swa: int) -> None:
     pair = make_pair(tmp_path, reuse, refresh, n_swa=n_swa)

@@ -13,7 +13,7 @@ from loradrop import Llama
 from loradrop._core import Context, Model
 from pair import Pair
 from reference import Entry
-from test_engine import N_LAYER, POLICIES, REUSES, TEXT, corrector_for, run
+from test_engine import N_LAYER, POLICIES, REUSES, SCHEDULED, TEXT, corrector_for, run
 from tiny import Reuse, make_model, write_gguf
 
 F16_OF_A_TOKEN = 2 * 32 * 2
@@ -25,7 +25,7 @@ def windowed_pair(folder: Path, reuse: Reuse, n_swa: int = 12, rho: float = 0.5,
     return Pair(folder, model, corrector_for(model, reuse), rho=rho, **options)
 
 
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_a_hundred_and_twenty_steps(tmp_path: Path, reuse: Reuse, refresh: str) -> None:
     pair = windowed_pair(tmp_path, reuse, k=3, refresh=refresh, kv_window=20)
@@ -43,7 +43,7 @@ def test_points(tmp_path: Path, refresh: str, rho: float, k: int, n_swa: int) ->
 
 @pytest.mark.parametrize("swa_full", [True, False])
 @pytest.mark.parametrize("kv_unified", [True, False])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 @pytest.mark.parametrize("reuse", REUSES)
 def test_several_sequences(tmp_path: Path, reuse: Reuse, refresh: str, kv_unified: bool, swa_full: bool) -> None:
     pair = windowed_pair(
@@ -72,7 +72,7 @@ def test_several_sequences(tmp_path: Path, reuse: Reuse, refresh: str, kv_unifie
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("refresh", SCHEDULED)
 def test_a_cache_that_holds_little_more_than_the_window(tmp_path: Path, refresh: str, k: int) -> None:
     # with the 256 cells that llama.cpp gives these layers the last LoRA step takes what the first replayed token sees
     pair = windowed_pair(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loradrop.checks import check_choice, check_int
-from loradrop.options import DEFAULT_REFRESH, MAX_INT32, MAX_THREADS, REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES, DEFAULT_REFRESH, MAX_INT32, MAX_THREADS
 
 N_KEPT = 3  # first layers that always run, as in the paper
 MAX_K = 64
@@ -52,7 +52,7 @@ class AnalyzeOptions:
 
     def __post_init__(self) -> None:
         check_int("k", self.k, 1, MAX_K)
-        check_choice("refresh", self.refresh, REFRESH_POLICIES)
+        check_choice("refresh", self.refresh, CORRECTED_POLICIES)
         check_int("kv_window", self.kv_window, 0, MAX_INT32)
         check_int("prompt", self.prompt, 1)
         check_int("rank", self.rank, 1)

@@ -62,7 +62,7 @@ def batches(
         Lengths of the prompt, in tokens.
     kernels : sequence of str, optional
         Names that ``loradrop._core.cpu_kernels()`` gives, the first of which the others are compared with. None takes
-        llama.cpp's own and the best that this processor has. No other thread may decode meanwhile.
+        llama.cpp's own and those in use. No other thread may decode meanwhile.
     n_rounds : int
         Rounds that count; one more is run before them.
     n_threads : int, optional
@@ -142,7 +142,7 @@ def _check_kernels(kernels: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the sets of kernels, each once."""
     there = cpu_kernels()
     if kernels is None:
-        kernels = (there[0], there[-1])
+        kernels = (there[0], current_cpu_kernels())
     if not kernels:
         raise ValueError(f"kernels is empty: give some of {', '.join(map(repr, there))}, or None")
     return tuple(dict.fromkeys(check_choice("kernels", name, there) for name in kernels))

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from loradrop.bench.ceiling import refill_ceiling, single_ceiling
+from loradrop.bench.ceiling import refill_ceiling, single_ceiling, verify_ceiling
 from loradrop.bench.step_bytes import StepBytes
 from loradrop.bench.timing import Job
 from loradrop.evaluate.point import Point
+from loradrop.options import Drop
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Decode:
     ----------
     counted_steps : int
         Of a round, from the first: the figures are over these. A point's are whole periods of k + 1, as a period
-        begins with its LoRA steps and would make what is left over look too quick.
+        begins with its LoRA steps and would make what is left over look too quick; with ``verify`` all.
     tokens_per_second : Spread
         Of the decode.
     ms_per_token_p50, ms_per_token_p95 : float
         Median and 95th percentile of a step's milliseconds, over all rounds.
-    lora_steps, refresh_steps : int
-        Of a round, counted or not.
+    lora_steps, refresh_steps, draft_rounds, drafted, accepted : int
+        As in `Job`, of a round, counted or not.
     kv_bytes, kv_bytes_full : int
         Bytes that the K/V cache holds at the end, and those of one that keeps every token in every layer.
     round_seconds : list of list of float
@@ -56,6 +57,9 @@ class Decode:
     ms_per_token_p95: float
     lora_steps: int
     refresh_steps: int
+    draft_rounds: int
+    drafted: int
+    accepted: int
     kv_bytes: int
     kv_bytes_full: int
     round_seconds: list[list[float]]
@@ -80,9 +84,10 @@ class PointBench:
     step_bytes : StepBytes
         What a step reads.
     batch_round_seconds : list of list of float, optional
-        With ``refill``: the full model's seconds of each batch of k + 1 tokens, of every round.
-    ceiling : float
-        The most that the speed-up can be; see `single_ceiling` and `refill_ceiling`.
+        With ``refill`` and ``verify``: the full model's seconds of each batch of k + 1 tokens, of every round.
+    ceiling : float, optional
+        The most that the speed-up can be; see `single_ceiling`, `refill_ceiling` and `verify_ceiling`. None where k
+        adapts.
     """
 
     point: Point
@@ -92,12 +97,12 @@ class PointBench:
     speed_up: Spread
     step_bytes: StepBytes
     batch_round_seconds: list[list[float]] | None
-    ceiling: float
+    ceiling: float | None
 
     @property
-    def share_of_ceiling(self) -> float:
+    def share_of_ceiling(self) -> float | None:
         """The median speed-up over the ceiling."""
-        return self.speed_up.median / self.ceiling
+        return None if self.ceiling is None else self.speed_up.median / self.ceiling
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name."""
@@ -162,6 +167,9 @@ def decode_of(job: Job, counted: int) -> Decode:
         ms_per_token_p95=float(p95),
         lora_steps=job.lora_steps,
         refresh_steps=job.refresh_steps,
+        draft_rounds=job.draft_rounds,
+        drafted=job.drafted,
+        accepted=job.accepted,
         kv_bytes=job.kv_bytes,
         kv_bytes_full=job.kv_bytes_full,
         round_seconds=job.rounds,
@@ -174,11 +182,15 @@ def speed_up_of(full: Job, job: Job, counted: int) -> Spread:
     return Spread.of([sum(theirs[:counted]) / sum(ours[:counted]) for theirs, ours in pairs])
 
 
-def ceiling_of(n_bytes: StepBytes, k: int, full: Job, batch: Job | None) -> float:
+def ceiling_of(n_bytes: StepBytes, drop: Drop, full: Job, job: Job, batch: Job | None) -> float:
     """Return the ceiling of a point; `batch` is the job of batches of k + 1 tokens, None with ``single``."""
     if batch is None:
-        return single_ceiling(n_bytes, k)
-    return refill_ceiling(n_bytes, k, _median_seconds(full), _median_seconds(batch))
+        return single_ceiling(n_bytes, drop.k)
+    full_seconds, batch_seconds = _median_seconds(full), _median_seconds(batch)
+    if drop.refresh == "refill":
+        return refill_ceiling(n_bytes, drop.k, full_seconds, batch_seconds)
+    n_plain = job.refresh_steps - job.draft_rounds
+    return verify_ceiling(n_bytes, n_plain, job.draft_rounds, job.lora_steps, job.accepted, full_seconds, batch_seconds)
 
 
 def _median_seconds(job: Job) -> float:

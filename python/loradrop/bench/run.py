@@ -15,7 +15,7 @@ from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
 from loradrop.loading import load_model
 from loradrop.models import resolve_model
-from loradrop.options import FULL, ContextOptions
+from loradrop.options import FULL, ContextOptions, Drop
 from loradrop.progress import Progress, counter
 
 ROUNDS = 5
@@ -93,11 +93,11 @@ def bench(
     opened = model if isinstance(model, Model) else load_model(resolve_model(model), options)
     resolved = resolve_points(points, opened, corrector, allow_uncorrected)
     for point, drop in resolved:
-        if tokens < drop.k + 1:
+        if point.refresh != "verify" and tokens < drop.k + 1:
             raise ValueError(f"tokens={tokens}: a period at k={point.k} has {drop.k + 1}; give at least as many")
     all_bytes = [step_bytes(opened, drop) for _, drop in resolved]
 
-    widths = sorted({drop.k + 1 for point, drop in resolved if point.refresh == "refill"})
+    widths = sorted({drop.k + 1 for _, drop in resolved if _has_batches(drop)})
     in_full = [(Point(), FULL) for _ in widths]
     contexts = make_contexts(
         opened, [*resolved, *in_full], options, prompt=prompt, n_parallel=1, threads=n_threads or 0
@@ -117,8 +117,8 @@ def bench(
     full = jobs[0]
     reports = []
     for (point, drop), job, n_bytes in zip(resolved, jobs[1:], all_bytes, strict=True):
-        counted = tokens // (drop.k + 1) * (drop.k + 1)
-        batch = batches[drop.k + 1] if point.refresh == "refill" else None
+        counted = tokens if point.refresh == "verify" else tokens // (drop.k + 1) * (drop.k + 1)
+        batch = batches[drop.k + 1] if _has_batches(drop) else None
         reports.append(
             PointBench(
                 point=point,
@@ -128,7 +128,7 @@ def bench(
                 speed_up=speed_up_of(full, job, counted),
                 step_bytes=n_bytes,
                 batch_round_seconds=None if batch is None else batch.rounds,
-                ceiling=ceiling_of(n_bytes, drop.k, full, batch),
+                ceiling=None if drop.adapt_k else ceiling_of(n_bytes, drop, full, job, batch),
             )
         )
     return BenchReport(
@@ -142,3 +142,8 @@ def bench(
         full=decode_of(full, tokens),
         points=tuple(reports),
     )
+
+
+def _has_batches(drop: Drop) -> bool:
+    """Whether full steps run k + 1 tokens, whose time the ceiling needs."""
+    return drop.refresh == "refill" or (drop.refresh == "verify" and not drop.adapt_k)

@@ -30,6 +30,9 @@ class Job:
         Seconds of each batch of each round; the prompt's are not in it. A last batch that is not whole is left out.
     lora_steps, refresh_steps : int
         Steps of the last round's decode; all are refresh steps where nothing drops.
+    draft_rounds, drafted, accepted : int
+        With ``verify``, of the last round's decode: steps that have checked drafts, the drafts, and those that were
+        right.
     kv_bytes, kv_bytes_full : int
         As in `ContextStats`, at the end of the last round.
     """
@@ -39,6 +42,9 @@ class Job:
     rounds: list[list[float]] = field(default_factory=list)
     lora_steps: int = 0
     refresh_steps: int = 0
+    draft_rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
     kv_bytes: int = 0
     kv_bytes_full: int = 0
 
@@ -63,7 +69,10 @@ class Job:
         """Note what kinds of step the round's n_steps were, and what the cache holds."""
         after = self.context.stats
         self.lora_steps = after["lora_steps"] - before["lora_steps"]
-        self.refresh_steps = n_steps - self.lora_steps
+        self.draft_rounds = after["rounds"] - before["rounds"]
+        self.drafted = after["drafted"] - before["drafted"]
+        self.accepted = sum(after["drafts_accepted"]) - sum(before["drafts_accepted"])
+        self.refresh_steps = n_steps - (after["lora_tokens"] - before["lora_tokens"]) - self.accepted
         self.kv_bytes, self.kv_bytes_full = after["kv_bytes"], after["kv_bytes_full"]
 
 

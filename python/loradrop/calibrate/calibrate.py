@@ -164,6 +164,7 @@ def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_lay
     """Return the corrector with what was measured, and the largest rho that stays within 0.05 nats, or the smallest."""
     by_count = {len(report.dropped_layers): report for report in reports}
     best = by_count[recommended_count({n: report.total.delta_nll.mean for n, report in by_count.items()})]
+    assert not isinstance(best.point.k, str), "correctors are measured at numbers of steps"
     return dataclasses.replace(
         corrector,
         rho=len(best.dropped_layers) / n_layer,

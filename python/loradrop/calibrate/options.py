@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loradrop.checks import check_choice, check_float, check_int
-from loradrop.options import MAX_INT32, MAX_THREADS, REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES, MAX_INT32, MAX_THREADS
 from loradrop.self_text import MAX_SEED
 from loradrop_convert.corrector import REUSE_RULES
 
@@ -64,6 +64,6 @@ class CalibrateOptions:
         check_float("seconds", self.seconds, LEAST_SECONDS)
         check_int("n_threads", self.n_threads, 0, MAX_THREADS)
         check_int("seed", self.seed, 0, MAX_SEED)
-        check_choice("refresh", self.refresh, REFRESH_POLICIES)
+        check_choice("refresh", self.refresh, CORRECTED_POLICIES)
         if self.reuse is not None:
             check_choice("reuse", self.reuse, REUSE_RULES)

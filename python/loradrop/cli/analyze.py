@@ -13,7 +13,7 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import layer_range
 from loradrop.models import resolve_model
-from loradrop.options import DEFAULT_REFRESH, REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES, DEFAULT_REFRESH
 
 
 @click.command(
@@ -40,7 +40,7 @@ from loradrop.options import DEFAULT_REFRESH, REFRESH_POLICIES
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens of a window.")
 @click.option("--prompt", type=int, default=64, show_default=True, help="Tokens of a window's prompt.")
 @click.option("--k", type=int, default=3, show_default=True, help="LoRA steps between two refresh steps.")
-@click.option("--refresh", type=click.Choice(REFRESH_POLICIES), default=DEFAULT_REFRESH, show_default=True)
+@click.option("--refresh", type=click.Choice(CORRECTED_POLICIES), default=DEFAULT_REFRESH, show_default=True)
 @click.option(
     "--kv-window", type=int, default=64, show_default=True, help="With refill: K/V that droppable layers keep."
 )

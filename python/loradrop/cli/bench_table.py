@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loradrop.bench.profile import StepProfile
-from loradrop.bench.report import BenchReport, Decode
+from loradrop.bench.report import BenchReport, Decode, PointBench
 from loradrop.cli.points import point_name
 from loradrop.cli.tables import figures_table, size_text, spread_text, stdout_console
 
@@ -17,11 +17,15 @@ def print_report(report: BenchReport) -> None:
         f"{report.description}: {report.tokens} tokens decoded after a prompt of {report.prompt}, "
         f"{report.n_rounds} rounds, {report.n_threads} threads"
     )
-    table = figures_table("point", "tokens/s", "speed-up", "ms p50", "p95", "KV cache", "ceiling", "reached")
-    table.add_row("full", *_cells(report.full, ""), "", "")
+    verified = any(point.decode.draft_rounds for point in report.points)
+    drafts = ["a round"] if verified else []
+    table = figures_table("point", "tokens/s", "speed-up", "ms p50", "p95", "KV cache", *drafts, "ceiling", "reached")
+    table.add_row("full", *_cells(report.full, ""), *("" for _ in drafts), "", "")
     for point in report.points:
         cells = _cells(point.decode, spread_text(point.speed_up))
-        table.add_row(point_name(point.point), *cells, f"{point.ceiling:.2f}", f"{point.share_of_ceiling:.0%}")
+        if verified:
+            cells.append(_tokens_per_round(point.decode))
+        table.add_row(point_name(point.point), *cells, *_ceiling(point))
     console.print(table)
     console.print("tokens/s and speed-up: median over the rounds; in brackets the speed-up's least and greatest")
 
@@ -39,6 +43,16 @@ def print_profiles(profiles: Sequence[StepProfile]) -> None:
             size = f"{one.n_bytes / 2**20:.1f}" if one.n_bytes else ""
             table.add_row(one.name, one.type, str(one.count), f"{one.seconds * 1e3:.3f}", f"{share:.1%}", size, rate)
         console.print(table)
+
+
+def _tokens_per_round(decode: Decode) -> str:
+    return f"{1 + decode.accepted / decode.draft_rounds:.2f}" if decode.draft_rounds else ""
+
+
+def _ceiling(point: PointBench) -> tuple[str, str]:
+    if point.ceiling is None or point.share_of_ceiling is None:
+        return "", ""
+    return f"{point.ceiling:.2f}", f"{point.share_of_ceiling:.0%}"
 
 
 def _cells(decode: Decode, speed_up: str) -> list[str]:

@@ -12,7 +12,7 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import float_list
 from loradrop.models import resolve_model
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES
 from loradrop_convert.corrector import REUSE_RULES
 
 
@@ -47,7 +47,7 @@ from loradrop_convert.corrector import REUSE_RULES
 @click.option("--hidden", type=int, default=768, show_default=True, help="Width of a segment's hidden layer.")
 @click.option("--reuse", type=click.Choice(REUSE_RULES), help="The rule. [default: what measures best]")
 @click.option("--first", type=int, help="First layer of the largest block. [default: what measures best]")
-@click.option("--refresh", type=click.Choice(REFRESH_POLICIES), default="refill", show_default=True)
+@click.option("--refresh", type=click.Choice(CORRECTED_POLICIES), default="refill", show_default=True)
 @click.option("--minutes", type=float, default=1.0, show_default=True, help="Most time of each segment's regression.")
 @click.option("--type", "storage", type=click.Choice(["f16", "q8_0"]), default="f16", show_default=True)
 @click.option("--threads", type=int, help="Threads of the engine. [default: chosen by the core]")

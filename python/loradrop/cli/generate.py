@@ -69,7 +69,7 @@ def command(
     """Run the command."""
     llama_options = cast(LlamaOptions, options)
     with open_llama(model, llama_options) as llm:
-        if llm.corrector is not None and llm.corrector.is_none:
+        if llm.corrector is not None and llm.corrector.is_none and llm.refresh != "verify":
             click.echo(
                 "Without a trained corrector the text is poor: this shows speed and memory only.",
                 err=True,

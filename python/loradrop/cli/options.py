@@ -8,10 +8,11 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
+from loradrop.cli.points import K_SYNTAX, parse_k
 from loradrop.cli.progress import pull_progress
 from loradrop.llama import Llama
 from loradrop.models import resolve_model
-from loradrop.options import FLASH_ATTN, KV_TYPES, REFRESH_POLICIES
+from loradrop.options import DEFAULT_KV_WINDOW, FLASH_ATTN, KV_TYPES, REFRESH_POLICIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,20 +30,20 @@ _DROP_OPTIONS = [
     ),
     click.option(
         "--k",
-        type=int,
-        help="LoRA steps between two refresh steps. [default: the corrector's, else 3]",
+        type=parse_k,
+        metavar=K_SYNTAX,
+        help="LoRA steps between two refresh steps. [default: the corrector's, else 3; with verify auto: what pays]",
     ),
     click.option(
         "--refresh",
         type=click.Choice(REFRESH_POLICIES),
-        help="Whether a refresh step runs one token, or the LoRA steps' tokens again. [default: the corrector's]",
+        help="Whether a refresh step runs one token (single) or the LoRA steps' tokens again (refill), or whether LoRA "
+        "steps only draft what a full step checks (verify), which loses nothing. [default: the corrector's]",
     ),
     click.option(
         "--kv-window",
         type=int,
-        default=64,
-        show_default=True,
-        help="With refill: newest tokens whose K/V droppable layers keep.",
+        help=f"With refill: newest tokens whose K/V droppable layers keep. [default: {DEFAULT_KV_WINDOW}]",
     ),
     click.option(
         "--corrector",
@@ -103,9 +104,9 @@ class LlamaOptions(TypedDict):
     """What `llama_options` passes to a command."""
 
     rho: float | None
-    k: int | None
+    k: int | str | None
     refresh: str | None
-    kv_window: int
+    kv_window: int | None
     corrector: Path | None
     allow_uncorrected: bool
     ctx: int

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from loradrop.evaluate.point import Point
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import AUTO, REFRESH_POLICIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 POINT_SYNTAX = "RHO:K[:REFRESH[:WINDOW]]"
+K_SYNTAX = "INTEGER|auto"
 
 
 def parse_point(text: str) -> Point:
@@ -25,10 +26,22 @@ def parse_point(text: str) -> Point:
         if not 2 <= len(parts) <= 4 or (len(parts) > 2 and parts[2] not in REFRESH_POLICIES):
             raise ValueError
         refresh = parts[2] if len(parts) > 2 else Point.refresh
+        if len(parts) > 3 and refresh != "refill":
+            raise ValueError
         kv_window = int(parts[3]) if len(parts) > 3 else Point.kv_window
-        return Point(float(parts[0]), int(parts[1]), refresh, kv_window)
+        return Point(float(parts[0]), parse_k(parts[1]), refresh, kv_window)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no {POINT_SYNTAX}; give for example 0.5:3 or 0.5:3:refill:64") from None
+
+
+def parse_k(text: str) -> int | str:
+    """Return the number that a text gives, or ``auto``."""
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor {AUTO!r}") from None
 
 
 def point_name(point: Point) -> str:
@@ -43,7 +56,7 @@ _OPTIONS = [
         type=parse_point,
         metavar=POINT_SYNTAX,
         multiple=True,
-        help="A point, for example 0.5:3 or 0.5:3:refill:64; may be repeated.",
+        help="A point, for example 0.5:3 0.5:3:refill:64 or 0.5:3:verify; may be repeated.",
     ),
     click.option(
         "--rho",
@@ -54,15 +67,16 @@ _OPTIONS = [
     ),
     click.option(
         "--k",
-        type=int,
+        type=parse_k,
+        metavar=K_SYNTAX,
         multiple=True,
-        help="LoRA steps between two refresh steps. [default: the corrector's, else 3]",
+        help="LoRA steps between two refresh steps. [default: the corrector's, else 3; with verify auto]",
     ),
     click.option(
         "--refresh",
         type=click.Choice(REFRESH_POLICIES),
         multiple=True,
-        help="Whether a refresh step runs one token, or the LoRA steps' tokens again. "
+        help="Whether a refresh step runs one token or the LoRA steps' tokens again, or whether LoRA steps only draft. "
         "[default: the corrector's, else single]",
     ),
     click.option(
@@ -88,7 +102,7 @@ def point_options(function: F) -> F:
 def chosen_points(
     point: Sequence[Point],
     rho: Sequence[float],
-    k: Sequence[int],
+    k: Sequence[int | str],
     refresh: Sequence[str],
     kv_window: Sequence[int],
 ) -> list[Point]:
@@ -96,7 +110,7 @@ def chosen_points(
     points = list(point)
     if rho or k or refresh or kv_window or not points:
         rhos: Sequence[float | None] = rho or [None]
-        ks: Sequence[int | None] = k or [None]
+        ks: Sequence[int | str | None] = k or [None]
         policies: Sequence[str | None] = refresh or [None]
         for one in product(rhos, ks, policies, kv_window or [Point.kv_window]):
             points.append(_without_idle_window(Point(*one)))
@@ -104,5 +118,5 @@ def chosen_points(
 
 
 def _without_idle_window(point: Point) -> Point:
-    # It means nothing to a single refresh, which would be measured once for each.
-    return replace(point, kv_window=Point.kv_window) if point.refresh == "single" else point
+    # It means nothing to other policies, which would be measured once for each.
+    return replace(point, kv_window=Point.kv_window) if point.refresh in ("single", "verify") else point

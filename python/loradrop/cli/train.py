@@ -11,7 +11,7 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import int_list, layer_range
 from loradrop.models import resolve_model
-from loradrop.options import REFRESH_POLICIES
+from loradrop.options import CORRECTED_POLICIES
 from loradrop_convert.corrector import REUSE_RULES
 
 TEXTS = "texts.npz"  # in OUT
@@ -56,7 +56,7 @@ CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows 
 @click.option(
     "--k", "ks", type=int_list, metavar="N,N,...", default="1,2,3", show_default=True, help="Values of k to train for."
 )
-@click.option("--refresh", type=click.Choice(REFRESH_POLICIES), default="refill", show_default=True)
+@click.option("--refresh", type=click.Choice(CORRECTED_POLICIES), default="refill", show_default=True)
 @click.option("--kv-window", type=int, help="With refill: K/V that droppable layers keep. [default: all]")
 @click.option(
     "--prompt",

@@ -112,6 +112,7 @@ def make_contexts(
             corrector=drop.corrector,
             rho=drop.rho,
             k=drop.k,
+            adapt_k=drop.adapt_k,
             refresh=drop.refresh,
             kv_window=point.kv_window,
             profile=profile,

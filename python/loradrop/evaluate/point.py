@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loradrop._core import Model
-from loradrop.options import Drop, DropOptions, resolve_drop
+from loradrop.options import AUTO, Drop, DropOptions, resolve_drop
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Point:
     ----------
     rho : float, optional
         Share of the layers that drop, [0, 1); None takes the corrector's recommendation.
-    k : int, optional
-        LoRA steps between two refresh steps; None takes the corrector's recommendation, else 3.
-    refresh : {"single", "refill"}, optional
+    k : int or "auto", optional
+        LoRA steps between two refresh steps; None takes the corrector's recommendation, else 3, and ``auto`` with
+        ``verify``, which alone has it.
+    refresh : {"single", "refill", "verify"}, optional
         The refresh policy; None takes the corrector's recommendation, else ``single``.
     kv_window : int
         With ``refill``: newest tokens whose K/V droppable layers keep.
@@ -31,7 +32,7 @@ class Point:
     """
 
     rho: float | None = None
-    k: int | None = None
+    k: int | str | None = None
     refresh: str | None = None
     kv_window: int = 64
     corrector: str | os.PathLike[str] | None = None
@@ -62,13 +63,17 @@ def resolve_points(
             k=point.k,
             corrector=corrector if point.corrector is None else point.corrector,
             refresh=point.refresh,
-            kv_window=point.kv_window,
+            kv_window=None if point.refresh == "verify" else point.kv_window,
             allow_uncorrected=allow_uncorrected,
         )
         drop = resolve_drop(options, model)
         if drop.corrector is not None:
             filled = dataclasses.replace(
-                point, rho=drop.rho, k=drop.k, refresh=drop.refresh, corrector=options.corrector
+                point,
+                rho=drop.rho,
+                k=AUTO if drop.adapt_k else drop.k,
+                refresh=drop.refresh,
+                corrector=options.corrector,
             )
             resolved.append((filled, drop))
     return resolved

@@ -1,0 +1,78 @@
+// How many tokens a round drafts where that is left to it: on as long as it pays, by what passes have taken and how
+// often drafts were right. Knows no clock and no tensors.
+//
+// A round is a renewal: drafts cost time and may give tokens. One more draft pays when the tokens that it can be
+// expected to give take longer to decode otherwise than it takes itself, one more row of the check included.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace loradrop {
+
+// The median of the last few values.
+class running_median {
+  public:
+    void   add(double value);
+    bool   empty() const { return n == 0; }
+    double get() const;
+
+  private:
+    std::array<double, 5> last = {};
+    size_t                n    = 0;  // ever added
+};
+
+// How often something was so, later cases counting more than earlier ones.
+class running_rate {
+  public:
+    // As if it had been so at this rate in a number of cases before.
+    running_rate(double rate, double n_cases);
+
+    void   add(bool so);
+    double get() const { return n_so / n_all; }
+
+  private:
+    double n_so;
+    double n_all;
+};
+
+class draft_length {
+  public:
+    // k: drafts of a round at most
+    explicit draft_length(uint32_t k);
+
+    // What a pass has taken, in seconds: a full step of one token, a LoRA step, a check of n tokens, 2 to k + 1.
+    void full_took(double seconds) { full.add(seconds); }
+    void lora_took(double seconds) { lora.add(seconds); }
+    void check_took(size_t n_tokens, double seconds);
+
+    // Whether to draft at all after the next token, which is decoded either way.
+    bool begins();
+
+    // Whether to draft one more. margins: by how much the logit of each draft so far was above the next best.
+    bool goes_on(const std::vector<float> & margins) const;
+
+    // The client has come to a draft, and has gone on with it or not.
+    void came_to(float margin, bool accepted);
+
+  private:
+    double check_seconds(size_t n_tokens) const;
+    double token_seconds() const;
+    double chance(float margin) const { return by_margin[bucket_of(margin)].get(); }
+    bool   pays(double chance_so_far, size_t n_drafts) const;
+
+    static size_t bucket_of(float margin);
+
+    uint32_t                    k;
+    running_median              full;
+    running_median              lora;
+    std::vector<running_median> check;      // by tokens
+    std::vector<running_rate>   by_margin;  // of drafts that the client has come to, how many were accepted
+    running_rate                any_margin;
+    uint32_t                    n_plain = 0;  // tokens since the last round
+    uint32_t                    patience;     // of these, how many before a round is tried again
+};
+
+}  // namespace loradrop
