@@ -1,8 +1,9 @@
 // How many tokens a round drafts where that is left to it: on as long as it pays, by what passes have taken and how
 // often drafts were right. Knows no clock and no tensors.
 //
-// A round is a renewal: drafts cost time and may give tokens. One more draft pays when the tokens that it can be
-// expected to give take longer to decode otherwise than it takes itself, one more row of the check included.
+// A round is a renewal: drafts cost time and may give tokens. More drafts pay when the tokens that they can be
+// expected to give take longer to decode otherwise than the drafts do, their rows of the check included. What is not
+// known yet is taken for good, so that it becomes known.
 #pragma once
 
 #include <array>
@@ -12,11 +13,14 @@
 
 namespace loradrop {
 
-// The median of the last few values.
+// The median of the last few values; of fewer than three the least, for what disturbs a pass makes it longer.
 class running_median {
   public:
+    static constexpr size_t enough = 3;
+
     void   add(double value);
     bool   empty() const { return n == 0; }
+    bool   is_sure() const { return n >= enough; }
     double get() const;
 
   private:
@@ -58,10 +62,10 @@ class draft_length {
     void came_to(float margin, bool accepted);
 
   private:
+    double lora_seconds() const;
     double check_seconds(size_t n_tokens) const;
     double token_seconds() const;
     double chance(float margin) const { return by_margin[bucket_of(margin)].get(); }
-    bool   pays(double chance_so_far, size_t n_drafts) const;
 
     static size_t bucket_of(float margin);
 
@@ -72,7 +76,6 @@ class draft_length {
     std::vector<running_rate>   by_margin;  // of drafts that the client has come to, how many were accepted
     running_rate                any_margin;
     uint32_t                    n_plain = 0;  // tokens since the last round
-    uint32_t                    patience;     // of these, how many before a round is tried again
 };
 
 }  // namespace loradrop
