@@ -11,6 +11,7 @@ void register_model(pybind11::module_ & m);
 void register_adapter(pybind11::module_ & m);
 void register_corrector(pybind11::module_ & m);
 void register_context(pybind11::module_ & m);
+void register_draft_length(pybind11::module_ & m);
 void register_sampler(pybind11::module_ & m);
 void register_quantize(pybind11::module_ & m);
 void register_cpu(pybind11::module_ & m);

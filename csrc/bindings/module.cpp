@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
     register_adapter(m);
     register_corrector(m);
     register_context(m);
+    register_draft_length(m);
     register_sampler(m);
     register_quantize(m);
     register_cpu(m);

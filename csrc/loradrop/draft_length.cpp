@@ -16,6 +16,7 @@ constexpr double lora_guess    = 0.5;    // of a full step, before one was measu
 constexpr double row_guess     = 0.05;   // of a full step, what a row more of a check takes
 constexpr double most_loss     = 0.015;  // of the time, for rounds that are tried where none pays
 constexpr double most_patience = 512;    // tokens, before a round is tried again
+constexpr int    try_weight    = 3;      // cases that a try stands for, as there are few, and long apart
 
 // Of two logits alone, the probability of the larger.
 double of_two(double margin) {
@@ -109,16 +110,17 @@ bool draft_length::begins() {
     }
     if (token_seconds() < full.get()) {
         n_plain = 0;
+        is_try  = false;
         return true;
     }
     // now and then one draft, as often as what it loses allows
     const double loss     = (lora_seconds() + check_seconds(2)) / full.get() - 1.0 - any_margin.get();
     const double patience = std::min(loss / most_loss, most_patience);
-    if (++n_plain < patience) {
-        return false;
+    is_try                = ++n_plain >= patience;
+    if (is_try) {
+        n_plain = 0;
     }
-    n_plain = 0;
-    return true;
+    return is_try;
 }
 
 bool draft_length::goes_on(const std::vector<float> & margins) const {
@@ -140,7 +142,9 @@ bool draft_length::goes_on(const std::vector<float> & margins) const {
 
 void draft_length::came_to(float margin, bool accepted) {
     by_margin[bucket_of(margin)].add(accepted);
-    any_margin.add(accepted);
+    for (int i = 0; i < (is_try ? try_weight : 1); ++i) {
+        any_margin.add(accepted);
+    }
 }
 
 }  // namespace loradrop

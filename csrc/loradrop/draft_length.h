@@ -75,7 +75,8 @@ class draft_length {
     std::vector<running_median> check;      // by tokens
     std::vector<running_rate>   by_margin;  // of drafts that the client has come to, how many were accepted
     running_rate                any_margin;
-    uint32_t                    n_plain = 0;  // tokens since the last round
+    uint32_t                    n_plain = 0;      // tokens since the last round
+    bool                        is_try  = false;  // the present round would not pay by what is known
 };
 
 }  // namespace loradrop

@@ -1,0 +1,137 @@
+"""k="auto", simulated: drafts that are right with a given chance, passes that take given times, and no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from loradrop._core import DraftLength
+
+K = 7
+N_TOKENS = 4000
+
+
+@dataclass
+class Machine:
+    """What passes take beside a full step of one token.
+
+    Attributes
+    ----------
+    lora : float
+        A LoRA step.
+    checks : tuple of float
+        Full steps of 1 to 8 tokens.
+    noise : float
+        Standard deviation of a pass's time, as a share of it.
+    """
+
+    lora: float
+    checks: tuple[float, ...]
+    noise: float = 0.0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+
+    def time(self, least: float) -> float:
+        return least * (1 + abs(float(self.rng.normal(0, self.noise))) if self.noise else 1)
+
+
+FLAT = (1.0, 1.09, 1.15, 1.2, 1.3, 1.4, 1.55, 1.7)
+STEEP = (1.0, 1.7, 2.3, 2.5, 3.3, 3.8, 4.2, 4.6)
+
+
+class Text:
+    """Drafts as a model makes them: each with a margin, and right with a chance that grows with it."""
+
+    def __init__(self, ease: float, seed: int = 1) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.ease = ease
+
+    def draft(self) -> tuple[float, bool]:
+        margin = float(self.rng.exponential(3.0))
+        return margin, bool(self.rng.random() < 1 / (1 + math.exp(-margin - self.ease)))
+
+
+def cost_of_fixed(machine: Machine, text: Text, k: int) -> float:
+    """Return the time of a token with k drafts in each round."""
+    time, n_tokens = 0.0, 0
+    while n_tokens < N_TOKENS:
+        time += machine.time(machine.checks[k]) + sum(machine.time(machine.lora) for _ in range(k))
+        n_tokens += 1
+        for _ in range(k):
+            if not text.draft()[1]:
+                break
+            n_tokens += 1
+    return time / n_tokens
+
+
+def cost_of_rule(machine: Machine, text: Text, rule: DraftLength) -> float:
+    """Return the time of a token with as many drafts as the rule says."""
+    time, n_tokens = 0.0, 0
+    while n_tokens < N_TOKENS:
+        n_tokens += 1
+        if not rule.begins():
+            took = machine.time(1.0)
+            rule.full_took(took)
+            time += took
+            continue
+        drafts: list[tuple[float, bool]] = []
+        while not drafts or rule.goes_on([margin for margin, _ in drafts]):
+            drafts.append(text.draft())
+            took = machine.time(machine.lora)
+            rule.lora_took(took)
+            time += took
+        took = machine.time(machine.checks[len(drafts)])
+        rule.check_took(1 + len(drafts), took)
+        time += took
+        for margin, right in drafts:
+            rule.came_to(margin, right)
+            if not right:
+                break
+            n_tokens += 1
+    return time / n_tokens
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("ease", [-3.0, -1.0, 0.0, 1.0, 3.0])
+@pytest.mark.parametrize("checks", [FLAT, STEEP])
+@pytest.mark.parametrize("lora", [0.35, 0.6, 0.8])
+def test_as_quick_as_the_best_number(lora: float, checks: tuple[float, ...], ease: float, noise: float) -> None:
+    best = min(cost_of_fixed(Machine(lora, checks, noise), Text(ease), k) for k in range(K + 1))
+    ours = cost_of_rule(Machine(lora, checks, noise), Text(ease), DraftLength(K))
+    assert ours <= 1.03 * best
+
+
+@pytest.mark.parametrize("ease", [-100.0, -4.0])
+def test_drafts_that_are_never_right_cost_little(ease: float) -> None:
+    ours = cost_of_rule(Machine(0.8, FLAT, 0.1), Text(ease), DraftLength(K))
+    full = cost_of_fixed(Machine(0.8, FLAT, 0.1), Text(ease), 0)
+    assert ours <= 1.03 * full
+
+
+def test_it_follows_a_text_that_changes() -> None:
+    """Where drafts are no longer right, and where they are again, which takes some hundred tokens to find out."""
+    rule, machine = DraftLength(K), Machine(0.4, FLAT, 0.05)
+    for ease in (-100.0, 3.0, -100.0, 3.0):
+        best = min(cost_of_fixed(Machine(0.4, FLAT, 0.05), Text(ease), k) for k in range(K + 1))
+        assert cost_of_rule(machine, Text(ease), rule) <= 1.12 * best
+
+
+def test_nothing_is_drafted_before_a_full_step_was_measured() -> None:
+    assert not DraftLength(K).begins()
+
+
+def test_a_round_is_never_longer_than_k() -> None:
+    rule = DraftLength(2)
+    rule.full_took(1.0)
+    rule.lora_took(0.01)
+    assert rule.begins() and rule.goes_on([9.0])
+    assert not rule.goes_on([9.0, 9.0])
+
+
+@pytest.mark.parametrize("call", [lambda: DraftLength(0)])
+def test_bad_arguments(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="k = 0, expected 1 or more"):
+        call()
