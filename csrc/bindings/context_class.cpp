@@ -314,6 +314,14 @@ of the engine.
             py::arg("seq_id") = 0,
             "With refresh 'verify', the token that was drafted after a sequence's last one, None where none was: a "
             "decode() of it has nothing to compute.")
+        .def(
+            "draft_greedily",
+            [](context & self) {
+                if (loradrop::engine * e = loradrop::engine::of(*self.get())) {
+                    e->set_picker(nullptr);
+                }
+            },
+            "Ends what Sampler.drafts_for has begun.")
         .def("save_state", save_state)
         .def("load_state", load_state, py::arg("state"))
         .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")

@@ -32,8 +32,15 @@ What replaces the droppable layers of a model in a LoRA step.
             "Reads and checks the corrector in a GGUF file: a model's own, or a sidecar. None when the file has none. "
             "Raises CorrectorError when there is one that cannot be used with the model.")
         .def_static(
-            "none", [hold](const model & base) { return hold(corrector::none(*base.get())); }, py::arg("model"),
-            "Stands for a corrector that is missing: the middle layers drop, and what they would add is left out.")
+            "none",
+            [hold](const model & base, std::vector<int32_t> layers) {
+                return hold(corrector::none(*base.get(), std::move(layers)));
+            },
+            py::arg("model"), py::arg("layers") = std::vector<int32_t>{},
+            "Stands for a corrector that is missing: what dropped layers would add is left out. layers: in the order "
+            "in "
+            "which they drop; none stands for all but the first three and the last, from the middle outwards. Raises "
+            "ValueError for a layer that cannot drop, or one that comes twice.")
         .def_property_readonly("reuse", [](const corrector & self) { return reuse_rule_name(self.rule); })
         .def_readonly("rank", &corrector::rank)
         .def_readonly("alpha", &corrector::alpha)

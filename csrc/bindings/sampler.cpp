@@ -4,10 +4,16 @@
 #include "log.h"
 #include "model.h"
 
+#include "loradrop/engine.h"
+
+#include "llama-context.h"
 #include "llama-cpp.h"
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -27,9 +33,24 @@ struct sampling {
     float                        frequency_penalty;
     float                        presence_penalty;
     int32_t                      repeat_last_n;
+    float                        tolerance;
     std::optional<uint32_t>      seed;
     std::optional<std::string>   grammar;
     std::map<llama_token, float> logit_bias;
+};
+
+// Logits of all tokens, as samplers take them.
+class candidates {
+  public:
+    candidates(const float * logits, size_t n) : all(n) {
+        for (size_t i = 0; i < n; ++i) {
+            all[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
+        }
+        view = {all.data(), all.size(), -1, false};
+    }
+
+    std::vector<llama_token_data> all;
+    llama_token_data_array        view;
 };
 
 // llama.cpp's sampler chain, in the order of its own command line tools.
@@ -38,6 +59,9 @@ class sampler {
     sampler(std::shared_ptr<model> base, const sampling & s) :
         base(std::move(base)),
         seed(s.seed ? *s.seed : std::random_device{}()),
+        is_plain(s.temperature <= 0.0f && s.logit_bias.empty() && s.repeat_penalty == 1.0f &&
+                 s.frequency_penalty == 0.0f && s.presence_penalty == 0.0f),
+        log_tolerance(std::log(s.tolerance)),
         chain(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
         const llama_vocab * vocab = this->base->vocab();
         if (!s.logit_bias.empty()) {
@@ -56,10 +80,12 @@ class sampler {
             if (!g) {
                 throw std::invalid_argument("grammar: not a GBNF grammar with a rule 'root': " + logged_errors());
             }
+            grammar_at = llama_sampler_chain_n(chain.get());
             add(g);
         }
         add(llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), s.repeat_last_n, s.repeat_penalty,
                                          s.frequency_penalty, s.presence_penalty));
+        n_shaping = llama_sampler_chain_n(chain.get());
         if (s.temperature <= 0.0f) {
             add(llama_sampler_init_greedy());
             return;
@@ -74,8 +100,19 @@ class sampler {
 
     llama_token sample(context & ctx, int32_t i) {
         const abort_guard guard;
-        ctx.logits(i);  // an index without logits is an error here, not an abort there
-        return llama_sampler_sample(chain.get(), ctx.get(), i);
+        const float *     logits = ctx.logits(i);  // an index without logits is an error here, not an abort there
+        if (log_tolerance >= 0.0f) {
+            return llama_sampler_sample(chain.get(), ctx.get(), i);
+        }
+        candidates own(logits, n_vocab());
+        llama_sampler_apply(chain.get(), &own.view);  // before the draft is looked at, so that each token draws once
+        llama_token token = own.view.data[own.view.selected].id;
+        const auto  draft = ctx.engine() ? ctx.engine()->drafted(0) : std::nullopt;
+        if (draft && *draft != token && is_tolerable(*draft, logits)) {
+            token = *draft;
+        }
+        llama_sampler_accept(chain.get(), token);
+        return token;
     }
 
     void accept(llama_token token) {
@@ -86,44 +123,118 @@ class sampler {
 
     void reset() { llama_sampler_reset(chain.get()); }
 
+    // The samplers that come after this one's choices so far, but for the grammar, which takes too long for a draft.
+    llama_sampler_ptr clone() const {
+        llama_sampler_ptr out(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+        for (int32_t i = 0; i < llama_sampler_chain_n(chain.get()); ++i) {
+            if (i != grammar_at) {
+                llama_sampler_chain_add(out.get(), llama_sampler_clone(llama_sampler_chain_get(chain.get(), i)));
+            }
+        }
+        return out;
+    }
+
     const std::shared_ptr<model> base;
     const uint32_t               seed;
+    const bool                   is_plain;  // takes the most probable token that the grammar allows
 
   private:
     void add(llama_sampler * s) { llama_sampler_chain_add(chain.get(), s); }
 
+    size_t n_vocab() const { return static_cast<size_t>(llama_vocab_n_tokens(base->vocab())); }
+
+    // Whether a token has enough of the best one's probability, by bias, grammar and penalties.
+    bool is_tolerable(llama_token token, const float * logits) const {
+        candidates shaped(logits, n_vocab());
+        for (int32_t i = 0; i < n_shaping; ++i) {
+            llama_sampler_apply(llama_sampler_chain_get(chain.get(), i), &shaped.view);
+        }
+        float best = -std::numeric_limits<float>::infinity();
+        float own  = best;
+        for (size_t i = 0; i < shaped.view.size; ++i) {
+            const llama_token_data & one = shaped.view.data[i];
+            best                         = std::max(best, one.logit);
+            own                          = one.id == token ? one.logit : own;
+        }
+        return std::isfinite(own) && own - best >= log_tolerance;
+    }
+
+    const float       log_tolerance;
     llama_sampler_ptr chain;
+    int32_t           grammar_at = -1;  // in the chain
+    int32_t           n_shaping  = 0;   // samplers of the chain, from the first, that come before any is left out
+};
+
+// Draws a draft as the sampler would draw the token: with the same random numbers, so that where both distributions are
+// alike the tokens are the same.
+class sampled_drafts : public draft_picker {
+  public:
+    explicit sampled_drafts(std::shared_ptr<const sampler> of) : of(std::move(of)) {}
+
+    void begin_round() override { chain = of->clone(); }
+
+    int32_t pick(const float * logits, size_t n) override {
+        candidates own(logits, n);
+        llama_sampler_apply(chain.get(), &own.view);
+        const llama_token token = own.view.data[own.view.selected].id;
+        llama_sampler_accept(chain.get(), token);
+        return token;
+    }
+
+  private:
+    std::shared_ptr<const sampler> of;
+    llama_sampler_ptr              chain;
 };
 
 }  // namespace
 
 void register_sampler(py::module_ & m) {
-    py::class_<sampler>(m, "Sampler", py::is_final(), R"doc(
+    py::class_<sampler, std::shared_ptr<sampler>>(m, "Sampler", py::is_final(), R"doc(
 llama.cpp's sampler chain: logit bias, grammar, penalties, top-k, typical, top-p, min-p, temperature.
 
-temperature <= 0 takes the most likely token. seed None draws one. Raises ValueError for a grammar that does not parse
+temperature <= 0 takes the most likely token. seed None draws one. With a tolerance below 1 a token that the context has
+drafted (Context.drafted, of sequence 0) is taken in place of another if it has at least that share of the probability
+of the most probable one, after bias, grammar and penalties. Raises ValueError for a grammar that does not parse
 and IndexError for a biased token outside of the vocabulary.
 )doc")
         .def(py::init([](std::shared_ptr<model> base, float temperature, int32_t top_k, float top_p, float min_p,
                          float typical_p, float repeat_penalty, float frequency_penalty, float presence_penalty,
-                         int32_t repeat_last_n, std::optional<uint32_t> seed, std::optional<std::string> grammar,
-                         std::optional<std::map<llama_token, float>> logit_bias) {
-                 return std::make_unique<sampler>(
+                         int32_t repeat_last_n, float tolerance, std::optional<uint32_t> seed,
+                         std::optional<std::string> grammar, std::optional<std::map<llama_token, float>> logit_bias) {
+                 if (!(tolerance > 0.0f && tolerance <= 1.0f)) {
+                     throw std::invalid_argument("tolerance = " + std::to_string(tolerance) +
+                                                 ", expected above 0 and at most 1");
+                 }
+                 return std::make_shared<sampler>(
                      std::move(base),
                      sampling{temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty,
-                              presence_penalty, repeat_last_n, seed, std::move(grammar),
+                              presence_penalty, repeat_last_n, tolerance, seed, std::move(grammar),
                               logit_bias ? *logit_bias : std::map<llama_token, float>{}});
              }),
              py::arg("model"), py::kw_only(), py::arg("temperature") = 0.8f, py::arg("top_k") = 40,
              py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("typical_p") = 1.0f,
              py::arg("repeat_penalty") = 1.0f, py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f,
-             py::arg("repeat_last_n") = 64, py::arg("seed") = py::none(), py::arg("grammar") = py::none(),
-             py::arg("logit_bias") = py::none())
+             py::arg("repeat_last_n") = 64, py::arg("tolerance") = 1.0f, py::arg("seed") = py::none(),
+             py::arg("grammar") = py::none(), py::arg("logit_bias") = py::none())
         .def_readonly("seed", &sampler::seed)
+        .def_readonly("is_plain", &sampler::is_plain, "Whether it takes the most probable token that a grammar allows.")
         .def("sample", &sampler::sample, py::arg("context"), py::arg("i") = -1,
              "Draws a token from the logits of output i and accepts it.")
         .def("accept", &sampler::accept, py::arg("token"), "Tells penalties and grammar of a token.")
-        .def("reset", &sampler::reset);
+        .def("reset", &sampler::reset)
+        .def(
+            "drafts_for",
+            [](std::shared_ptr<sampler> self, context & ctx) {
+                if (engine * e = engine::of(*ctx.get())) {
+                    e->set_picker(std::make_shared<sampled_drafts>(std::move(self)));
+                }
+            },
+            py::arg("context"),
+            "From now on a context with refresh 'verify' drafts as this sampler samples, with its random numbers and "
+            "all "
+            "but its grammar, instead of the most probable tokens. What is sampled stays the same; more drafts are "
+            "right "
+            "where it does not take the most probable one.");
 }
 
 }  // namespace loradrop::bindings

@@ -26,8 +26,10 @@ class corrector {
     // Throws corrector_error when there is one that cannot be used.
     static std::shared_ptr<const corrector> load(const std::string & path, const llama_model & model);
 
-    // The stand-in for a missing corrector: the middle layers drop, and what they would have added is left out.
-    static std::shared_ptr<const corrector> none(const llama_model & model);
+    // The stand-in for a missing corrector: what dropped layers would have added is left out. Layers in the order in
+    // which they drop; an empty list stands for those from the middle outwards.
+    // Throws std::invalid_argument for a layer that cannot drop, or one that comes twice.
+    static std::shared_ptr<const corrector> none(const llama_model & model, std::vector<int32_t> layers = {});
 
     reuse_rule              rule  = reuse_rule::anchor_delta;
     uint32_t                rank  = 0;

@@ -410,10 +410,8 @@ std::shared_ptr<const corrector> corrector::load(const std::string & path, const
     return corrector_reader(path, model).read();
 }
 
-std::shared_ptr<const corrector> corrector::none(const llama_model & model) {
-    const int32_t n_layer = static_cast<int32_t>(model.hparams.n_layer());
-
-    // from the middle outwards; the first three and the last always run
+// The first three and the last always run.
+static std::vector<int32_t> layers_from_the_middle(int32_t n_layer) {
     std::vector<int32_t> layers;
     for (int32_t il = 3; il <= n_layer - 2; ++il) {
         layers.push_back(il);
@@ -421,9 +419,21 @@ std::shared_ptr<const corrector> corrector::none(const llama_model & model) {
     const float middle = static_cast<float>(n_layer) / 2.0f;
     std::stable_sort(layers.begin(), layers.end(),
                      [=](int32_t a, int32_t b) { return std::abs(a - middle) < std::abs(b - middle); });
+    return layers;
+}
 
+std::shared_ptr<const corrector> corrector::none(const llama_model & model, std::vector<int32_t> layers) {
+    const int32_t n_layer = static_cast<int32_t>(model.hparams.n_layer());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const bool again = std::find(layers.begin(), layers.begin() + i, layers[i]) != layers.begin() + i;
+        if (layers[i] < 1 || layers[i] > n_layer - 2 || again) {
+            throw std::invalid_argument(
+                "layers names " + std::to_string(layers[i]) +
+                (again ? " twice" : "; layers 1 to " + std::to_string(n_layer - 2) + " can drop"));
+        }
+    }
     auto out    = std::make_shared<corrector>();
-    out->layers = std::move(layers);
+    out->layers = layers.empty() ? layers_from_the_middle(n_layer) : std::move(layers);
     out->base   = layout_hash(model);
     return out;
 }

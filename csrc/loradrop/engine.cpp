@@ -63,6 +63,10 @@ const engine * engine::of(const llama_context & ctx) {
     return ctx.drop.get();
 }
 
+engine * engine::of(llama_context & ctx) {
+    return ctx.drop.get();
+}
+
 //
 // graph variants
 //

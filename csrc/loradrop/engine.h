@@ -2,6 +2,7 @@
 #pragma once
 
 #include "loradrop/draft_length.h"
+#include "loradrop/draft_picker.h"
 #include "loradrop/drop_memory.h"
 #include "loradrop/hooks.h"
 #include "loradrop/look_ahead.h"
@@ -54,8 +55,12 @@ class engine {
     // The token that a LoRA step has drafted after the sequence's last one, if the logits after it are there.
     std::optional<llama_token> drafted(llama_seq_id seq_id) const;
 
+    // Chooses drafts from now on; null: the most probable token is drafted.
+    void set_picker(std::shared_ptr<draft_picker> chooser) { picker = std::move(chooser); }
+
     // The engine of a context; null when the context decodes in full.
     static const engine * of(const llama_context & ctx);
+    static engine *       of(llama_context & ctx);
 
   private:
     // Graphs are built for one kind of step while this lives. Outside of the outermost one the context holds the full
@@ -94,15 +99,18 @@ class engine {
     int  draft(llama_seq_id s, lora_token after, std::vector<greedy_choice> & drafts);
     void show_row(int32_t row);
 
-    llama_context &             ctx;
-    const lora_drop_params      params;
-    reuse_runs                  all_runs;
-    schedule                    sched;
-    std::array<graph_plan, 2>   plans;
-    look_ahead                  ahead;
-    std::optional<draft_length> length;                // where k is but the most that a round drafts
-    llama_seq_id                last_alone = -1;       // the sequence of the last batch, if it was of one alone
-    drop_memory *               mem        = nullptr;  // owned by the context
+    greedy_choice choose_draft() const;
+
+    llama_context &               ctx;
+    const lora_drop_params        params;
+    reuse_runs                    all_runs;
+    schedule                      sched;
+    std::array<graph_plan, 2>     plans;
+    look_ahead                    ahead;
+    std::optional<draft_length>   length;  // where k is but the most that a round drafts
+    std::shared_ptr<draft_picker> picker;
+    llama_seq_id                  last_alone = -1;       // the sequence of the last batch, if it was of one alone
+    drop_memory *                 mem        = nullptr;  // owned by the context
 
     // of the LoRA step while the full step's are in the context, and the other way round
     ggml_backend_sched_ptr other_sched;

@@ -143,11 +143,14 @@ int engine::decode_round(llama_token token, llama_seq_id s, const llama_batch & 
     return 0;
 }
 
-// The tokens that LoRA steps choose after one, the most probable of each; fewer than k where there is no room for more.
+// The tokens that LoRA steps choose after one; fewer than k where there is no room for more.
 int engine::draft(llama_seq_id s, lora_token after, std::vector<greedy_choice> & drafts) {
     const draft_guard  guard  = {*mem, sched.at(s), s, after.pos};
     const auto         n_most = std::min<int64_t>(params.k, last_position(ctx.model) - after.pos);
     std::vector<float> margins;
+    if (picker) {
+        picker->begin_round();
+    }
 
     while (static_cast<int64_t>(drafts.size()) < n_most && (drafts.empty() || !length || length->goes_on(margins))) {
         const stopwatch time;
@@ -163,7 +166,7 @@ int engine::draft(llama_seq_id s, lora_token after, std::vector<greedy_choice> &
         ++counts.steps[lora_step];
         sched.after_lora_step(s, after, true);
         ctx.synchronize();
-        drafts.push_back(choose_greedily(ctx.logits.data, ctx.model.vocab.n_tokens()));
+        drafts.push_back(choose_draft());
         margins.push_back(drafts.back().margin);
         if (length) {
             length->lora_took(time.seconds());
@@ -174,6 +177,16 @@ int engine::draft(llama_seq_id s, lora_token after, std::vector<greedy_choice> &
         }
     }
     return 0;
+}
+
+greedy_choice engine::choose_draft() const {
+    const auto    n_vocab = static_cast<size_t>(ctx.model.vocab.n_tokens());
+    greedy_choice best    = choose_greedily(ctx.logits.data, n_vocab);
+    if (picker) {
+        const int32_t picked = picker->pick(ctx.logits.data, n_vocab);
+        best                 = {picked, picked == best.token ? best.margin : 0.0f};
+    }
+    return best;
 }
 
 // The client finds the logits of one token, as after a batch of one.

@@ -93,6 +93,10 @@ class Generation:
 
         with session.lock:
             session.owner = self
+            if self._sampler.is_plain:
+                session.context.draft_greedily()
+            else:
+                self._sampler.drafts_for(session.context)
             if self._reset:
                 session.clear()
             taken, prompt_seconds = take(self._prompt)

@@ -84,6 +84,9 @@ class Llama:
         Whether llama.cpp writes its log to stderr. Holds for the whole process.
     allow_uncorrected : bool
         Whether layers may drop without a trained corrector. The text is poor then.
+    tolerance : float
+        With ``verify``: a drafted token is kept if, after all that is before it, the full model gives it at least this
+        share of the most probable token's probability (after bias, grammar and penalties). Above 0; 1 decodes exactly.
 
     Attributes
     ----------
@@ -91,6 +94,8 @@ class Llama:
         The point at which it decodes; 0 where it decodes in full.
     refresh : str
         The refresh policy.
+    tolerance : float
+        As given.
     dropped_layers : list of int
         The layers that LoRA steps leave out.
     corrector : Corrector or None
@@ -134,6 +139,7 @@ class Llama:
         use_hugepages: bool = False,
         verbose: bool = False,
         allow_uncorrected: bool = False,
+        tolerance: float = 1.0,
     ) -> None:
         drop_options = DropOptions(
             rho=rho,
@@ -142,6 +148,7 @@ class Llama:
             refresh=refresh,
             kv_window=kv_window,
             allow_uncorrected=allow_uncorrected,
+            tolerance=tolerance,
         )
         options = ContextOptions(
             n_ctx=n_ctx,
@@ -185,6 +192,7 @@ class Llama:
         self.rho = drop.rho
         self.k: int | str = AUTO if drop.adapt_k else drop.k
         self.refresh = drop.refresh
+        self.tolerance = tolerance
         self.dropped_layers = context.dropped_layers
         self._session: Session | None = Session(context, min(n_ctx, context.n_ctx))
         self._template: ChatTemplate | None = None
@@ -644,7 +652,7 @@ class Llama:
         return Generation(
             self._model,
             session,
-            sampling.sampler(self._model, seed),
+            sampling.sampler(self._model, seed, self.tolerance),
             prompt,
             n_top=n_top,
             reset=reset,

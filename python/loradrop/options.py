@@ -47,6 +47,9 @@ class DropOptions:
     allow_uncorrected : bool
         Whether to drop layers without a trained corrector where there is none; ``verify``, which loses nothing, does so
         in any case.
+    tolerance : float
+        With ``verify``, the share of the best token's probability that a draft needs to be kept, above 0; with 1 it has
+        to be the sampler's own choice.
     """
 
     rho: float | None = None
@@ -55,8 +58,11 @@ class DropOptions:
     refresh: str | None = None
     kv_window: int | None = None
     allow_uncorrected: bool = False
+    tolerance: float = 1.0
 
     def __post_init__(self) -> None:
+        if check_float("tolerance", self.tolerance, 0.0, 1.0) == 0:
+            raise ValueError("tolerance=0: give a number above 0; 1 decodes exactly")
         if self.rho is not None:
             check_float("rho", self.rho, 0.0, 1.0, below=True)
         if isinstance(self.k, str):
@@ -191,15 +197,19 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
     corrector = _load_corrector(options, model)
     if corrector is None:
         if not options.drops:
+            if options.tolerance < 1:
+                raise ValueError(_idle_tolerance(options))
             return FULL
         if options.refresh != "verify" and (options.rho is None or not options.allow_uncorrected):
             raise CorrectorError(_no_corrector(options, model))
         corrector = Corrector.none(model)
     rho = _recommended_rho(corrector, options) if options.rho is None else options.rho
+    refresh = options.refresh or corrector.refresh or DEFAULT_REFRESH
+    if options.tolerance < 1 and (refresh != "verify" or rho == 0 or options.k == 0):
+        raise ValueError(_idle_tolerance(options))
     if rho == 0 or options.k == 0:
         return FULL
     corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
-    refresh = options.refresh or corrector.refresh or DEFAULT_REFRESH
     k = options.k
     if k is None:
         k = AUTO if refresh == "verify" else DEFAULT_K if corrector.k is None else corrector.k
@@ -227,6 +237,10 @@ def _no_corrector(options: DropOptions, model: Model) -> str:
         "of a sidecar as corrector=, or set rho and allow_uncorrected=True to see what the bare method gives; "
         "refresh='verify' needs none"
     )
+
+
+def _idle_tolerance(options: DropOptions) -> str:
+    return f"tolerance={options.tolerance}: there are no drafts; give refresh='verify', and neither rho=0 nor k=0"
 
 
 def _recommended_rho(corrector: Corrector, options: DropOptions) -> float:

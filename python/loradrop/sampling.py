@@ -64,8 +64,13 @@ class SamplingOptions:
         except (AttributeError, TypeError, ValueError) as error:
             raise TypeError(f"logit_bias={self.logit_bias!r}: give a dict of token to number") from error
 
-    def sampler(self, model: Model, seed: int) -> Sampler:
+    def sampler(self, model: Model, seed: int, tolerance: float = 1.0) -> Sampler:
         """Return a sampler for one request.
+
+        Parameters
+        ----------
+        tolerance : float
+            As in `loradrop.Llama`.
 
         Raises
         ------
@@ -85,6 +90,7 @@ class SamplingOptions:
             repeat_penalty=self.repeat_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
+            tolerance=tolerance,
             seed=seed,
             grammar=self.grammar,
             logit_bias=biases or None,

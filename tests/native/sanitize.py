@@ -41,6 +41,7 @@ TESTS = [
     "test_cpu_products.py",
     "test_attention.py",
     "test_small_batches.py",
+    "test_verify.py",
 ]
 FLAGS = "-fsanitize=address,undefined -shared-libasan -fno-omit-frame-pointer -g1 -O1"
 FINDING = re.compile(r"runtime error: |ERROR: AddressSanitizer: ")

@@ -160,8 +160,10 @@ class FakeContext:
         self._n = self._n_lora = 0
 
     @property
-    def stats(self) -> dict[str, int]:
-        return {"lora_steps": self._n_lora, "kv_bytes": 10, "kv_bytes_full": 20}
+    def stats(self) -> dict[str, Any]:
+        steps = {"lora_steps": self._n_lora, "lora_tokens": self._n_lora}
+        drafts = {"rounds": 0, "drafted": 0, "drafts_accepted": []}
+        return {**steps, **drafts, "kv_bytes": 10, "kv_bytes_full": 20}
 
     def clear(self) -> None:
         self._n = 0
@@ -219,8 +221,14 @@ def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataclasses.astuple(speed_up_of(full, point, 4)) == (2.0, 1.0, 3.0)
     n_bytes = StepBytes(100, 100, 50)
     full.rounds = [[2.0] * 4, [4.0] * 4, [3.0] * 4]
-    assert ceiling_of(n_bytes, 3, full, None) == pytest.approx(400 / 250)
-    assert ceiling_of(n_bytes, 3, full, batch) == pytest.approx(4 * 3 / (6 + 3 * 3 * 0.5))
+    drop = Drop(None, 0.5, 3)
+    assert ceiling_of(n_bytes, drop, full, point, None) == pytest.approx(400 / 250)
+    refill = dataclasses.replace(drop, refresh="refill")
+    assert ceiling_of(n_bytes, refill, full, point, batch) == pytest.approx(4 * 3 / (6 + 3 * 3 * 0.5))
+    verify = dataclasses.replace(drop, refresh="verify")
+    point.draft_rounds, point.refresh_steps, point.lora_steps, point.accepted = 4, 6, 12, 5
+    # 11 tokens: 2 plain ones, 4 checks of 6 s, 12 drafts of 1.5 s
+    assert ceiling_of(n_bytes, verify, full, point, batch) == pytest.approx(11 * 3 / (2 * 3 + 4 * 6 + 12 * 1.5))
 
 
 #

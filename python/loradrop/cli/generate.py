@@ -138,7 +138,7 @@ def _stream(llm: Llama, prompt: str, chat: bool, sampling: dict[str, Any]) -> It
 
 def _decode_in_full(model: str, options: LlamaOptions, tokens: list[int], n_prompt: int) -> RequestStats:
     """Decode the tokens after the prompt once more, with every layer in every step."""
-    full: LlamaOptions = {**options, "rho": 0.0, "k": 0}
+    full: LlamaOptions = {**options, "rho": 0.0, "k": 0, "tolerance": 1.0}
     with open_llama(model, full) as llm:
         return llm.replay(tokens[:n_prompt], tokens[n_prompt:])
 

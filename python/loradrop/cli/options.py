@@ -51,6 +51,13 @@ _DROP_OPTIONS = [
         help="A sidecar with the corrector. [default: the model's own, or the package's]",
     ),
     click.option(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="With verify: keep a drafted token of at least this share of the best one's probability; 1 is exact.",
+    ),
+    click.option(
         "--allow-uncorrected",
         is_flag=True,
         help="Drop layers even without a trained corrector; the text is poor then.",
@@ -109,6 +116,7 @@ class LlamaOptions(TypedDict):
     kv_window: int | None
     corrector: Path | None
     allow_uncorrected: bool
+    tolerance: float
     ctx: int
     threads: int | None
     n_gpu_layers: int
@@ -139,6 +147,7 @@ def open_llama(model: str, options: LlamaOptions) -> Llama:
         kv_window=options["kv_window"],
         corrector=options["corrector"],
         allow_uncorrected=options["allow_uncorrected"],
+        tolerance=options["tolerance"],
         n_ctx=options["ctx"],
         n_threads=options["threads"],
         n_gpu_layers=options["n_gpu_layers"],
