@@ -22,7 +22,7 @@ from loradrop.bench.report import ceiling_of, decode_of, speed_up_of
 from loradrop.bench.step_bytes import _model_bytes
 from loradrop.bench.timing import Job, run_rounds
 from loradrop.cli import main
-from loradrop.options import FULL, DropOptions, resolve_drop
+from loradrop.options import FULL, Drop, DropOptions, resolve_drop
 from loradrop_convert.gguf_header import read_header
 
 QUICK: dict[str, Any] = {"prompt": 5, "tokens": 8, "n_rounds": 2, "n_threads": 1}
