@@ -36,7 +36,8 @@ engine::engine(llama_context & ctx, const lora_drop_params & params) :
              plan_runs(*params.corrector, params.rho, static_cast<int32_t>(ctx.get_model().hparams.n_layer())),
              ctx.n_seq_max(), state_rows(params)),
     sched(params.k, params.refresh, params.kv_window, ctx.n_seq_max()),
-    ahead(params.refresh == refresh_policy::verify ? params.k : 0) {
+    ahead(params.refresh == refresh_policy::verify ? params.k : 0),
+    variants(ctx.sched, ctx.gf_res_prev) {
     check_model(ctx.get_model());
     const uint32_t n_rows = all_runs.n_rows();
     if (n_rows > ctx.cparams.n_ubatch) {
@@ -71,58 +72,67 @@ engine * engine::of(llama_context & ctx) {
 // graph variants
 //
 
+graph_variants::built engine::new_variant() const {
+    const size_t max_nodes = ctx.graph_max_nodes(ctx.cparams.n_seq_max);
+    return {ggml_backend_sched_ptr(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
+                                                          static_cast<int>(ctx.backend_ptrs.size()), max_nodes, false,
+                                                          ctx.cparams.op_offload)),
+            llm_graph_result_ptr(new llm_graph_result(static_cast<int64_t>(max_nodes)))};
+}
+
 void engine::reserve() {
-    const uint32_t n_seqs    = ctx.cparams.n_seq_max;
-    const size_t   max_nodes = ctx.graph_max_nodes(n_seqs);
+    const uint32_t n_seqs = ctx.cparams.n_seq_max;
+    variants.erase_rows();  // what has changed may change their graphs too
+    variants.put(lora_variant, new_variant());
 
-    other_graph.reset(new llm_graph_result(static_cast<int64_t>(max_nodes)));
-    other_sched.reset(ggml_backend_sched_new(ctx.backend_ptrs.data(), ctx.backend_buft.data(),
-                                             static_cast<int>(ctx.backend_ptrs.size()), max_nodes, false,
-                                             ctx.cparams.op_offload));
-
-    const auto    mctx = mem->init_full();
-    const variant in_lora_step(*this, lora_step);
-    enter_variant();
-    if (!ctx.graph_reserve(n_seqs, n_seqs, n_seqs, mctx.get(), ctx.model.hparams.no_alloc)) {
-        throw std::runtime_error("not enough memory for the compute buffers of the LoRA step");
+    {
+        const auto                  mctx = mem->init_full();
+        const graph_variants::scope in_lora_step(variants, lora_variant);
+        enter_variant();
+        if (!ctx.graph_reserve(n_seqs, n_seqs, n_seqs, mctx.get(), ctx.model.hparams.no_alloc)) {
+            throw std::runtime_error("not enough memory for the compute buffers of the LoRA step");
+        }
+    }
+    if (variants.wanted() >= first_of_rows && !make_rows_variant(variants.wanted())) {
+        throw std::runtime_error("not enough memory for the compute buffers of a small batch");
     }
 }
 
-// Rows of reuse state take more room in the graph than the tokens of a small batch do.
-bool engine::reserve_check() {
-    const uint32_t n_rows = all_runs.n_rows();
-    if (n_rows == 1) {
+// In the variant that is entered.
+bool engine::reserve_rows(size_t n_tokens) {
+    const auto n               = static_cast<uint32_t>(n_tokens);
+    plans[full_step].keeps_all = true;
+    return ctx.graph_reserve(n, 1, n, mem->init_full().get()) != nullptr;
+}
+
+bool engine::make_rows_variant(size_t n_tokens) {
+    if (variants.has(n_tokens)) {
         return true;
     }
-    plans[full_step].keeps_all = true;
-    const bool done            = ctx.graph_reserve(n_rows, 1, n_rows, mem->init_full().get()) != nullptr;
-    plans[full_step].keeps_all = false;
+    variants.put(n_tokens, new_variant());
+    bool done;
+    {
+        const graph_variants::scope in_variant(variants, n_tokens);
+        enter_variant();
+        done = reserve_rows(n_tokens);
+    }
+    if (!done) {
+        variants.erase(n_tokens);
+    }
     return done;
 }
 
 bool engine::reserve_full_step() {
     const uint32_t n_tokens  = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
-    return reserve_check() &&
-           ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, n_outputs, mem->init_full().get()) != nullptr;
-}
+    const bool     keeps_all = plans[full_step].keeps_all;
 
-void engine::enter_variant() {
-    if (entered != step) {
-        std::swap(ctx.sched, other_sched);
-        std::swap(ctx.gf_res_prev, other_graph);
-        entered = step;
-    }
-}
-
-engine::variant::variant(engine & e, step_kind kind) : e(e), outer_step(e.step), outer_entered(e.entered) {
-    e.step = kind;
-}
-
-engine::variant::~variant() {
-    e.step = outer_entered;
-    e.enter_variant();
-    e.step = outer_step;
+    variants.erase_rows();  // they were made for fewer cells
+    const bool has_rows        = variants.wanted() < first_of_rows || make_rows_variant(variants.wanted());
+    plans[full_step].keeps_all = false;
+    const bool done = ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, n_outputs, mem->init_full().get()) != nullptr;
+    plans[full_step].keeps_all = keeps_all;
+    return done && has_rows;
 }
 
 //
@@ -145,9 +155,18 @@ bool engine::leaves_rows(const llama_batch & batch) const {
 }
 
 int engine::run_pass(const llama_batch & batch, step_kind kind) {
-    plans[full_step].keeps_all = is_well_formed(batch) && leaves_rows(batch);
-    const drop_memory::pass in_pass(*mem, kind == lora_step);
-    const variant           in_variant(*this, kind);
+    variant_id id = full_variant;
+    if (kind == lora_step) {
+        id = lora_variant;
+    } else if (is_well_formed(batch) && leaves_rows(batch)) {
+        id = static_cast<variant_id>(batch.n_tokens);
+        if (!make_rows_variant(id)) {
+            return 1;
+        }
+    }
+    plans[full_step].keeps_all = id >= first_of_rows;
+    const drop_memory::pass     in_pass(*mem, kind == lora_step);
+    const graph_variants::scope in_variant(variants, id);
     return ctx.decode_pass(batch);
 }
 
@@ -306,8 +325,8 @@ engine_stats engine::stats() const {
     out.weight_bytes = all_runs.weight_bytes();
     out.state_bytes  = all_runs.state_bytes();
     for (ggml_backend_t backend : ctx.backend_ptrs) {
-        out.compute_bytes[full_step] += ggml_backend_sched_get_buffer_size(ctx.sched.get(), backend);
-        out.compute_bytes[lora_step] += ggml_backend_sched_get_buffer_size(other_sched.get(), backend);
+        out.compute_bytes[full_step] += variants.buffer_bytes(full_variant, backend);
+        out.compute_bytes[lora_step] += variants.buffer_bytes(lora_variant, backend);
     }
     return out;
 }

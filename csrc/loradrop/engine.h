@@ -4,6 +4,7 @@
 #include "loradrop/draft_length.h"
 #include "loradrop/draft_picker.h"
 #include "loradrop/drop_memory.h"
+#include "loradrop/graph_variants.h"
 #include "loradrop/hooks.h"
 #include "loradrop/look_ahead.h"
 #include "loradrop/loradrop.h"
@@ -41,10 +42,10 @@ class engine {
 
     int  decode(const llama_batch & batch);
     void reserve();
-    void enter_variant();
-    void count_build() { ++counts.graph_builds[entered]; }
+    void enter_variant() { variants.enter(); }
+    void count_build() { ++counts.graph_builds[entered_kind()]; }
 
-    const graph_plan * plan() const { return &plans[entered]; }
+    const graph_plan * plan() const { return &plans[entered_kind()]; }
 
     const drop_memory & memory() const { return *mem; }
 
@@ -63,23 +64,16 @@ class engine {
     static engine *       of(llama_context & ctx);
 
   private:
-    // Graphs are built for one kind of step while this lives. Outside of the outermost one the context holds the full
-    // step's graph and scheduler, which is what the rest of llama.cpp expects to find.
-    struct variant {
-        variant(engine & e, step_kind kind);
-        ~variant();
+    graph_variants::built new_variant() const;
 
-        variant(const variant &)             = delete;
-        variant & operator=(const variant &) = delete;
-
-        engine &        e;
-        const step_kind outer_step;
-        const step_kind outer_entered;
-    };
+    // A graph of its own for full steps of so many tokens that all leave rows; false when there is no memory for it.
+    bool make_rows_variant(size_t n_tokens);
 
     // Makes room for the largest full step with the droppable layers' cache as it is; false when there is none.
     bool reserve_full_step();
-    bool reserve_check();
+    bool reserve_rows(size_t n_tokens);
+
+    step_kind entered_kind() const { return variants.entered() == lora_variant ? lora_step : full_step; }
 
     bool leaves_rows(const llama_batch & batch) const;
 
@@ -112,11 +106,7 @@ class engine {
     llama_seq_id                  last_alone = -1;       // the sequence of the last batch, if it was of one alone
     drop_memory *                 mem        = nullptr;  // owned by the context
 
-    // of the LoRA step while the full step's are in the context, and the other way round
-    ggml_backend_sched_ptr other_sched;
-    llm_graph_result_ptr   other_graph;
-    step_kind              step    = full_step;  // that the present pass takes
-    step_kind              entered = full_step;  // whose graph and scheduler are in the context
+    graph_variants variants;
 
     engine_stats counts;
 };

@@ -84,7 +84,7 @@ def go_short_of_memory(path: Path, refresh: str, more: int, missing: str) -> Non
 # in a process of its own, where no memory lies about that earlier tests have given back
 @pytest.mark.parametrize(
     ("model", "more", "missing"),
-    [(CELLS, 6 << 20, "cells of the droppable layers"), (MASKS, 6 << 20, "compute buffers")],
+    [(CELLS, 6 << 20, "cells of the droppable layers"), (MASKS, 3 << 20, "compute buffers")],
     ids=["cells", "graphs"],
 )
 @pytest.mark.parametrize("refresh", POLICIES)
