@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from transformers_reference import TransformersDecoder  # noqa: E402
 
 GELU_TOLERANCE = 2e-3  # the last bit of an f32 decides which f16 is looked up
 RHO, K, KV_WINDOW = 0.5, 3, 6
+DROPPED = [2]  # so few that drafts are often right
 TEXT = np.random.default_rng(3).integers(3, 300, 40).tolist()
 LORA_CASES = [(c, reuse, refresh) for c in SUPPORTED for reuse in c.rules for refresh in POLICIES]
 
@@ -96,6 +98,26 @@ def test_lora_steps_equal_the_rule_on_transformers_layers(
     for token in TEXT[10:26]:
         both.decode(Entry(0, [token]))
     assert both.engine.stats["lora_steps"] == 12
+
+
+@pytest.mark.parametrize("checkpoint", SUPPORTED, ids=name_of)
+def test_exact_decoding_gives_the_full_models_logits(folder: Path, checkpoint: Supported) -> None:
+    model = native_model(folder, checkpoint)
+    drops: dict[str, Any] = {
+        "corrector": Corrector.none(model, DROPPED),
+        "rho": len(DROPPED) / model.n_layer,
+        "k": K,
+        "refresh": "verify",
+    }
+    exact, full = Context(model, **drops, **ENGINE_OPTIONS), Context(model, **ENGINE_OPTIONS)
+    tokens = TEXT[:10]
+    for step in range(25):
+        for context in (exact, full):
+            context.decode(tokens)
+        assert np.array_equal(exact.logits(), full.logits()), f"step {step}"
+        draft = exact.drafted()
+        tokens = [TEXT[10 + step] if draft is None or step % 5 == 0 else draft]
+    assert exact.stats["rounds"] > 3 and sum(exact.stats["drafts_accepted"]) > 3
 
 
 @pytest.mark.parametrize("checkpoint", REFUSED, ids=name_of)
