@@ -123,6 +123,13 @@ def test_equals_the_reference(tmp_path: Path, reuse: tiny.Reuse, refresh: Any) -
         assert_scores(result.total, targets, full, own)
         distance = np.arange(targets.shape[1]) % (point.k + 1)
         assert len(result.by_distance) == point.k + 1
+        if point.refresh == "single":
+            assert result.tokens_per_round is None
+        else:
+            right = (full.argmax(-1) == own.argmax(-1)).astype(float)
+            rates = [right[:, distance == d].mean() for d in range(1, point.k + 1)]
+            products = [math.prod(rates[:n]) for n in range(1, len(rates) + 1)]
+            assert result.tokens_per_round == pytest.approx(1 + sum(products))
         for d, scores in enumerate(result.by_distance):
             at = distance == d
             assert_scores(scores, targets[:, at], full[:, at], own[:, at])
@@ -358,6 +365,11 @@ def test_json(drop: Path, text: Path, tmp_path: Path) -> None:
     assert (point["rho"], point["k"], point["refresh"], point["kv_window"]) == (0.5, 3, "refill", 8)
     assert [d["distance"] for d in point["by_distance"]] == [0, 1, 2, 3]
     assert sum(d["n_tokens"] for d in point["by_distance"]) == point["n_tokens"] == 3 * 24
+
+
+def test_verify_loses_nothing_to_measure(drop: Path) -> None:
+    with pytest.raises(ValueError, match="refresh='verify' loses nothing; measure refresh='refill'"):
+        perplexity(drop, TEXT, [Point(0.5, 3, "verify")], window=32, prompt=8, n_windows=3)
 
 
 def test_tables(drop: Path, text: Path) -> None:

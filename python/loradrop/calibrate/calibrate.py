@@ -181,6 +181,7 @@ def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_lay
                     "delta_nll": round(report.total.delta_nll.mean, 4),
                     "kl": round(report.total.kl.mean, 4),
                     "agreement": round(report.total.agreement.mean, 4),
+                    "tokens_per_round": report.tokens_per_round and round(report.tokens_per_round, 3),
                 }
                 for report in reports
             ],

@@ -17,13 +17,16 @@ def print_report(report: Report) -> None:
         f"{report.n_windows} windows of {report.window} tokens, {report.prompt} of them prompt; "
         f"{report.full.n_tokens} tokens scored; ± is the 95 % interval over windows"
     )
-    total = figures_table("point", *HEADINGS)
-    total.add_row("full", *_cells(report.full))
+    total = figures_table("point", *HEADINGS, "a round")
+    total.add_row("full", *_cells(report.full), "")
     for point in report.points:
-        total.add_row(point_name(point.point), *_cells(point.total))
+        per_round = "" if point.tokens_per_round is None else f"{point.tokens_per_round:.2f}"
+        total.add_row(point_name(point.point), *_cells(point.total), per_round)
     console.print(total)
     if not report.points:
         return
+    if any(point.tokens_per_round is not None for point in report.points):
+        console.print("a round: tokens that one of verify would give with these drafts")
     console.print("\nBy LoRA steps since the last full step")
     by_distance = figures_table("point", "steps", "tokens", *HEADINGS)
     for point in report.points:

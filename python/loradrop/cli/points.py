@@ -30,7 +30,7 @@ def parse_point(text: str) -> Point:
             raise ValueError
         kv_window = int(parts[3]) if len(parts) > 3 else Point.kv_window
         return Point(float(parts[0]), parse_k(parts[1]), refresh, kv_window)
-    except ValueError:
+    except (ValueError, click.BadParameter):
         raise click.BadParameter(f"{text!r} is no {POINT_SYNTAX}; give for example 0.5:3 or 0.5:3:refill:64") from None
 
 

@@ -108,6 +108,10 @@ def perplexity(
         check_int("n_parallel", n_parallel, 1, MAX_SEQUENCES)
     opened = model if isinstance(model, Model) else Model(os.fspath(resolve_model(model)))
     resolved = resolve_points(points, opened, corrector, allow_uncorrected)
+    if any(point.refresh == "verify" for point, _ in resolved):
+        raise ValueError(
+            "refresh='verify' loses nothing; measure refresh='refill', which says how many tokens a round would give"
+        )
     windows = _windows(opened, data, prompt, window, n_windows)
     options = dataclasses.replace(options, n_ctx=windows.shape[1])
     measures = _measure(opened, windows, resolved, options, prompt, n_parallel, progress)

@@ -89,6 +89,18 @@ class PointReport:
     total: Scores
     by_distance: tuple[Scores, ...]
 
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens that a round of ``refresh="verify"`` with as many drafts gives where the most probable token is taken.
+
+        With q_i the agreement of LoRA step i: 1 + q_1 + q_1 q_2 + ... + q_1 ... q_k, as if drafts were right
+        independently of each other. None with ``single``, whose LoRA steps begin from a context that is not exact.
+        """
+        if self.point.refresh == "single":
+            return None
+        rates = [scores.agreement.mean for scores in self.by_distance[1:]]
+        return 1 + float(np.cumprod(rates).sum())
+
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name."""
         return {
@@ -96,6 +108,7 @@ class PointReport:
             "reuse": self.reuse,
             "dropped_layers": list(self.dropped_layers),
             **self.total.to_dict(),
+            "tokens_per_round": self.tokens_per_round,
             "by_distance": [{"distance": i, **s.to_dict()} for i, s in enumerate(self.by_distance)],
         }
 
