@@ -70,7 +70,7 @@ def make_context(path: Path, rho: float, refresh: str, **options: Any) -> Contex
     return Context(model, n_threads=threads, n_threads_batch=threads, **({"n_ctx": 4096} | drop | options))
 
 
-@pytest.mark.parametrize(("rho", "refresh"), [(0.0, "single"), (0.25, "single"), (0.25, "refill")])
+@pytest.mark.parametrize(("rho", "refresh"), [(0.0, "single"), (0.25, "single"), (0.25, "refill"), (0.25, "verify")])
 def test_the_context_is_full_where_the_table_ends(path: Path, rho: float, refresh: str) -> None:
     context = make_context(path, rho, refresh)
     assert context.n_ctx == N_POSITIONS
