@@ -98,11 +98,12 @@ void engine::reserve() {
     }
 }
 
-// In the variant that is entered.
+// In the variant that is entered. The memory as a whole has all streams, so each gets as many tokens as one will.
 bool engine::reserve_rows(size_t n_tokens) {
-    const auto n               = static_cast<uint32_t>(n_tokens);
+    const uint32_t n_streams   = ctx.cparams.kv_unified ? 1 : ctx.cparams.n_seq_max;
+    const uint32_t n           = static_cast<uint32_t>(n_tokens) * n_streams;
     plans[full_step].keeps_all = true;
-    return ctx.graph_reserve(n, 1, n, mem->init_full().get()) != nullptr;
+    return ctx.graph_reserve(n, n_streams, n, mem->init_full().get()) != nullptr;
 }
 
 bool engine::make_rows_variant(size_t n_tokens) {

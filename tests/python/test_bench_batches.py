@@ -253,7 +253,7 @@ def test_floor_takes_the_better_figures() -> None:
     assert MachineFloor(1e9, None, 1, 1).products_ms(8) is None
 
 
-def test_floor_is_measured_before_each_prompt_with_the_last_kernels(
+def test_floor_is_measured_before_each_prompt_with_the_kernels_in_use(
     base: Path, monkeypatch: pytest.MonkeyPatch, kernels_in_use: str
 ) -> None:
     found = iter([(1e9, 7.0), (3e9, 5.0)])
@@ -266,7 +266,7 @@ def test_floor_is_measured_before_each_prompt_with_the_last_kernels(
     monkeypatch.setattr(module, "measure_floor", measure)
     report = batches(base, **QUICK)
     assert report.floor == MachineFloor(3e9, 7.0, 1000, 2000)
-    assert used == [(BEST, 1)] * 2
+    assert used == [(kernels_in_use, 1)] * 2
 
 
 def test_floor_checks_its_threads() -> None:
