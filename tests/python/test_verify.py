@@ -180,6 +180,22 @@ def test_copies_and_saved_states_begin_at_the_last_token(tmp_path: Path, reuse: 
     other.step(hit=True)
 
 
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_copy_drafts_from_the_state_of_its_last_token(tmp_path: Path, reuse: Reuse) -> None:
+    walk = walk_for(tmp_path, reuse, n_seq_max=2, n_ctx=1024)
+    pair = walk.pair
+    assert isinstance(pair, SequencePair)
+    walk.begin(TEXT[:9])
+    walk.step(hit=False)
+    walk.step(hit=True)
+    pair.decode(Entry(1, TEXT[20:25]))
+    pair.copy(0, 1)
+    other = VerifyWalk(pair, K, seq_id=1)
+    other.rounds, other.drafted, other.tried, other.accepted = walk.rounds, walk.drafted, walk.tried, walk.accepted
+    other.step(hit=False)
+    other.step(hit=True)
+
+
 def test_sequences_that_take_turns_decode_plainly(tmp_path: Path) -> None:
     model = make_model(n_layer=N_LAYER)
     corrector = corrector_for(model, "segment")
