@@ -13,6 +13,7 @@ from loradrop._core import Context, Corrector, LoradropError, Model, Unsupported
 from pair import ENGINE_OPTIONS, TOLERANCE, Lockstep
 from reference import Entry, layers_for
 from tiny import Reuse, make_corrector, write_sidecar_of
+from verify_walk import needs_exact_rows
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -100,6 +101,7 @@ def test_lora_steps_equal_the_rule_on_transformers_layers(
     assert both.engine.stats["lora_steps"] == 12
 
 
+@needs_exact_rows
 @pytest.mark.parametrize("checkpoint", SUPPORTED, ids=name_of)
 def test_exact_decoding_gives_the_full_models_logits(folder: Path, checkpoint: Supported) -> None:
     model = native_model(folder, checkpoint)

@@ -14,6 +14,7 @@ import tiny
 from loradrop import Llama
 from loradrop._core import Context, Corrector, Model, Sampler
 from loradrop.cli import main
+from verify_walk import needs_exact_rows
 
 PROMPT = "the cat is on"
 N_TOKENS = 60
@@ -49,6 +50,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
+@needs_exact_rows
 @pytest.mark.parametrize("k", [1, 3, "auto"])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("name", ["drop", "base"])
@@ -63,6 +65,7 @@ def test_the_text_is_that_of_the_full_model(
     assert stats.refresh_steps + stats.accepted == N_TOKENS - 1 or "grammar" in sampling
 
 
+@needs_exact_rows
 def test_drafts_with_the_samplers_own_random_numbers_are_right_more_often(files: dict[str, Path]) -> None:
     model = Model(str(files["base"]))
     right = {}
@@ -83,6 +86,7 @@ def test_drafts_with_the_samplers_own_random_numbers_are_right_more_often(files:
     assert right[True][0] > 1.5 * right[False][0]
 
 
+@needs_exact_rows
 @pytest.mark.parametrize("tolerance", [0.02, 0.2, 0.7])
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2])
 def test_tolerance_keeps_its_promise(files: dict[str, Path], sampling: dict[str, Any], tolerance: float) -> None:
@@ -125,6 +129,7 @@ def test_bad_arguments(files: dict[str, Path], options: dict[str, Any], message:
         Llama(files["drop"], n_threads=1, **options)
 
 
+@needs_exact_rows
 def test_generate(files: dict[str, Path]) -> None:
     arguments = ["generate", files["base"], PROMPT, "--refresh", "verify", "--k", 2, "--temperature", 0]
     arguments += ["--ctx", 256, "--threads", 1, "-n", 20, "--compare", "--json"]
