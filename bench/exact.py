@@ -18,6 +18,7 @@ import numpy as np
 from loradrop._core import Context, Model, Sampler
 from loradrop.cli.points import parse_k
 from loradrop.options import DropOptions, resolve_drop
+from loradrop.stats import tokens_per_round
 
 SUBJECTS = ("a lighthouse", "the square root", "bread", "a quarrel between neighbours", "binary search", "the moon")
 TASKS = ("Write a story about {}.", "Explain {} to a child.", "List ten facts about {}.", "Write Python code about {}.")
@@ -72,7 +73,7 @@ def main() -> int:
         accepted -= sum(before["drafts_accepted"])
         print(
             f"{model.description}, rho {drop.rho:g}, {drop.reuse}, temperature {temperature}: {done} tokens, the same "
-            f"bit by bit; {rounds} rounds of {1 + accepted / max(1, rounds):.2f} tokens",
+            f"bit by bit; {rounds} rounds of {tokens_per_round(rounds, accepted):.2f} tokens",
             flush=True,
         )
     return 0

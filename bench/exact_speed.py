@@ -17,6 +17,7 @@ from typing import Any
 from loradrop import Llama
 from loradrop.bench.report import Spread
 from loradrop.cli.points import parse_k
+from loradrop.stats import tokens_per_round
 
 QUESTIONS = (
     "Explain why the sky is blue, in simple words.",
@@ -75,7 +76,7 @@ def measure(llms: dict[str, Llama], kind: str, texts: list[str], n_tokens: int, 
         gain = Spread.of([a / b for a, b in zip(ours, speeds["full"], strict=True)])
         line = f"{kind:10} {temperature:3.1f} {name:12} {Spread.of(ours).median:6.1f} tokens/s"
         if name != "full":
-            per_round = 1 + accepted[name] / rounds[name] if rounds[name] else 1.0
+            per_round = tokens_per_round(rounds[name], accepted[name]) if rounds[name] else 1.0
             line += f"  {gain.median:.2f} ({gain.least:.2f} to {gain.greatest:.2f})  {per_round:.2f} a round"
             line += f"  {other[name]} of {len(ours)} texts differ"
         print(line, flush=True)

@@ -37,9 +37,8 @@ What replaces the droppable layers of a model in a LoRA step.
                 return hold(corrector::none(*base.get(), std::move(layers)));
             },
             py::arg("model"), py::arg("layers") = std::vector<int32_t>{},
-            "Stands for a corrector that is missing: what dropped layers would add is left out. layers: in the order "
-            "in "
-            "which they drop; none stands for all but the first three and the last, from the middle outwards. Raises "
+            "Stands for a corrector that is missing: what dropped layers would add is left out. layers: those that can "
+            "drop, in order; none stands for all but the first three and the last, from the middle outwards. Raises "
             "ValueError for a layer that cannot drop, or one that comes twice.")
         .def_property_readonly("reuse", [](const corrector & self) { return reuse_rule_name(self.rule); })
         .def_readonly("rank", &corrector::rank)

@@ -128,11 +128,12 @@ bool draft_length::goes_on(const std::vector<float> & margins) const {
     for (const float margin : margins) {
         rate *= chance(margin);
     }
-    const size_t n    = margins.size();
-    double       gain = 0.0;  // seconds that the tokens of more drafts take otherwise
+    const size_t n     = margins.size();
+    const double token = token_seconds();
+    double       gain  = 0.0;  // seconds that the tokens of more drafts take otherwise
     for (size_t m = n + 1; m <= k; ++m) {
         rate *= any_margin.get();
-        gain += rate * token_seconds();
+        gain += rate * token;
         if (gain > static_cast<double>(m - n) * lora_seconds() + check_seconds(m + 1) - check_seconds(n + 1)) {
             return true;
         }

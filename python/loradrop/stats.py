@@ -66,11 +66,22 @@ class RequestStats:
     @property
     def tokens_per_round(self) -> float:
         """Tokens that a round of drafts has given, its first one counted; 0 where there was no round."""
-        return 1 + self.accepted / self.rounds if self.rounds else 0.0
+        return tokens_per_round(self.rounds, self.accepted)
 
     def to_dict(self) -> dict[str, int | float]:
         """Return all fields by name."""
         return dataclasses.asdict(self)
+
+
+def tokens_per_round(rounds: int, accepted: int) -> float:
+    """Return how many tokens a round of drafts has given, its first one counted; 0 where there was no round.
+
+    Parameters
+    ----------
+    rounds, accepted : int
+        Rounds, and drafts of theirs that were right.
+    """
+    return 1 + accepted / rounds if rounds else 0.0
 
 
 def request_stats(

@@ -81,6 +81,19 @@ def test_a_model_without_corrector_drafts_too(tmp_path: Path) -> None:
     assert bare.stats["rounds"] > 0 and sum(bare.stats["drafts_accepted"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [([3, 0], "layers names 0; layers 1 to 6 can drop"), ([7], "names 7; layers 1 to 6"), ([2, 3, 2], "names 2 twice")],
+)
+def test_layers_to_leave_out_that_cannot_be(tmp_path: Path, layers: list[int], message: str) -> None:
+    path = tmp_path / "bare.gguf"
+    write_gguf(path, make_model(n_layer=N_LAYER))
+    native = Model(str(path))
+    with pytest.raises(ValueError, match=message):
+        Corrector.none(native, layers)
+    assert Corrector.none(native, [4, 2]).layers == [4, 2]
+
+
 #
 # what clients do to a sequence
 #

@@ -8,6 +8,7 @@ from loradrop.bench.profile import StepProfile
 from loradrop.bench.report import BenchReport, Decode, PointBench
 from loradrop.cli.points import point_name
 from loradrop.cli.tables import figures_table, size_text, spread_text, stdout_console
+from loradrop.stats import tokens_per_round
 
 
 def print_report(report: BenchReport) -> None:
@@ -46,7 +47,7 @@ def print_profiles(profiles: Sequence[StepProfile]) -> None:
 
 
 def _tokens_per_round(decode: Decode) -> str:
-    return f"{1 + decode.accepted / decode.draft_rounds:.2f}" if decode.draft_rounds else ""
+    return f"{tokens_per_round(decode.draft_rounds, decode.accepted):.2f}" if decode.draft_rounds else ""
 
 
 def _ceiling(point: PointBench) -> tuple[str, str]:

@@ -56,7 +56,7 @@ _OPTIONS = [
         type=parse_point,
         metavar=POINT_SYNTAX,
         multiple=True,
-        help="A point, for example 0.5:3 0.5:3:refill:64 or 0.5:3:verify; may be repeated.",
+        help="A point, for example 0.5:3, 0.5:3:refill:64 or 0.5:3:verify; may be repeated.",
     ),
     click.option(
         "--rho",
