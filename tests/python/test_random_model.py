@@ -39,6 +39,7 @@ PARAMETERS = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "llama-3.1-8b": 8_030_261_248,
+    "mixtral-8x7b": 46_702_792_704,
 }
 
 LAYER_TENSORS = {  # name -> [n_out, n_in] of WIDE
@@ -51,6 +52,12 @@ LAYER_TENSORS = {  # name -> [n_out, n_in] of WIDE
     "ffn_gate.weight": (512, 256),
     "ffn_up.weight": (512, 256),
     "ffn_down.weight": (256, 512),
+}
+EXPERT_TENSORS = {
+    "gate_inp": (6, 256),
+    "gate_exps": (6, 512, 256),
+    "up_exps": (6, 512, 256),
+    "down_exps": (6, 256, 512),
 }
 OTHERS = {
     "llama": {},
@@ -132,6 +139,22 @@ def test_the_file_is_what_was_asked_for(tmp_path: Path, arch: str, tied: bool) -
     model = Model(str(path))
     assert (model.arch, model.n_layer, model.n_embd, model.n_vocab, model.n_ctx_train) == (arch, 2, 256, 400, 2048)
     assert_finite_decode(context_of(path), 20)
+
+
+def test_a_mixture_of_experts(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    shape = dataclasses.replace(WIDE, layers=8, experts=6, experts_used=2)
+    write_random_model(path, shape, type="q4_k", corrector=RandomCorrector(rank=4, hidden=32))
+    reader = GGUFReader(path)
+    tensors = {t.name: t for t in reader.tensors}
+    found = {name: tuple(tensors[f"blk.7.ffn_{name}.weight"].shape.tolist()[::-1]) for name in EXPERT_TENSORS}
+    assert found == EXPERT_TENSORS
+    assert not any(name.endswith("ffn_up.weight") for name in tensors)
+    down = tensors["blk.7.ffn_down_exps.weight"]
+    assert dequantize(down.data, down.tensor_type).std() == pytest.approx((16 * 512) ** -0.5, rel=0.03)
+    assert (value(reader, "llama.expert_count"), value(reader, "llama.expert_used_count")) == (6, 2)
+    assert_finite_decode(context_of(path), 20)
+    assert_finite_decode(context_of(path, 0.5, 3), 20)
 
 
 @pytest.mark.parametrize("name", weight_types())
@@ -260,6 +283,15 @@ SHAPE_ERRORS = {
     "kv_heads=3: heads=4 is not divisible by it": {"kv_heads": 3},
     "layers=0: give an integer from 1": {"layers": 0},
     "vocab=259: give an integer from 260": {"vocab": 259},
+    "experts=1025: give an integer from 0 to 1024": {"experts": 1025, "experts_used": 1},
+    "experts_used=0: give an integer from 1 to 4": {"experts": 4},
+    "experts_used=5: give an integer from 1 to 4": {"experts": 4, "experts_used": 5},
+    "experts_used=1: give an integer from 0 to 0": {"experts_used": 1},
+    "experts=4: a mixture can be written for arch='llama', not 'qwen2'": {
+        "experts": 4,
+        "experts_used": 2,
+        "arch": "qwen2",
+    },
     "arch='gpt2': give one of 'llama', 'qwen2'": {"arch": "gpt2"},
 }
 OTHER_ERRORS: dict[str, dict[str, Any]] = {

@@ -29,6 +29,8 @@ from loradrop_convert.storage import STORAGE_TYPES
 @click.option("--heads", type=int, help="attention heads,")
 @click.option("--kv-heads", type=int, help="K/V heads,")
 @click.option("--ff", type=int, help="width of the feed-forward part,")
+@click.option("--experts", type=int, help="experts of a layer (0: no mixture),")
+@click.option("--experts-used", type=int, help="those that a token runs through,")
 @click.option("--vocab", type=int, help="tokens,")
 @click.option("--tied/--untied", default=None, help="and whether the token embedding is the output head.")
 @click.option("--type", "type_", default="q4_0", show_default=True, help="Type of the weights, for example q8_0.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gguf import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
 
-from loradrop.random_model.tensor import RandomTensor, matrix, vector
+from loradrop.random_model.tensor import RandomTensor, expert_matrices, matrix, vector
 
 if TYPE_CHECKING:
     from loradrop.random_model.shape import Shape
@@ -27,14 +27,17 @@ class Architecture:
         Matrices with a bias.
     head_norms : tuple of MODEL_TENSOR
         Norms over the channels of a head.
+    experts : bool
+        Whether its feed-forward part can be a mixture of experts.
     """
 
     biases: tuple[MODEL_TENSOR, ...] = ()
     head_norms: tuple[MODEL_TENSOR, ...] = ()
+    experts: bool = False
 
 
 ARCHITECTURES = {
-    "llama": Architecture(),
+    "llama": Architecture(experts=True),
     "qwen2": Architecture(biases=(_T.ATTN_Q, _T.ATTN_K, _T.ATTN_V)),
     "qwen3": Architecture(head_norms=(_T.ATTN_Q_NORM, _T.ATTN_K_NORM)),
 }
@@ -67,7 +70,7 @@ def model_tensors(
 
 def _layer_tensors(shape: Shape, layer: int, type_: GGMLQuantizationType) -> Iterator[RandomTensor]:
     arch = ARCHITECTURES[shape.arch]
-    n, n_kv, n_ff = shape.embd, shape.kv_heads * shape.head_size, shape.ff
+    n, n_kv = shape.embd, shape.kv_heads * shape.head_size
     to_residual = (2 * shape.layers) ** -0.5
     yield vector(_name(_T.ATTN_NORM, layer), n, mean=1.0)
     for tensor, n_out, n_in, gain in (
@@ -75,9 +78,6 @@ def _layer_tensors(shape: Shape, layer: int, type_: GGMLQuantizationType) -> Ite
         (_T.ATTN_K, n_kv, n, 1.0),
         (_T.ATTN_V, n_kv, n, 1.0),
         (_T.ATTN_OUT, n, n, to_residual),
-        (_T.FFN_GATE, n_ff, n, 1.0),
-        (_T.FFN_UP, n_ff, n, 1.0),
-        (_T.FFN_DOWN, n, n_ff, to_residual),
     ):
         yield matrix(_name(tensor, layer), n_out, n_in, type_, gain)
         if tensor in arch.biases:
@@ -85,6 +85,20 @@ def _layer_tensors(shape: Shape, layer: int, type_: GGMLQuantizationType) -> Ite
     for tensor in arch.head_norms:
         yield vector(_name(tensor, layer), shape.head_size, mean=1.0)
     yield vector(_name(_T.FFN_NORM, layer), n, mean=1.0)
+    yield from _feed_forward(shape, layer, type_, to_residual)
+
+
+def _feed_forward(shape: Shape, layer: int, type_: GGMLQuantizationType, to_residual: float) -> Iterator[RandomTensor]:
+    n, n_ff = shape.embd, shape.ff
+    if not shape.experts:
+        yield matrix(_name(_T.FFN_GATE, layer), n_ff, n, type_)
+        yield matrix(_name(_T.FFN_UP, layer), n_ff, n, type_)
+        yield matrix(_name(_T.FFN_DOWN, layer), n, n_ff, type_, to_residual)
+        return
+    yield matrix(_name(_T.FFN_GATE_INP, layer), shape.experts, n, GGMLQuantizationType.F32)
+    yield expert_matrices(_name(_T.FFN_GATE_EXP, layer), shape.experts, n_ff, n, type_, 1.0)
+    yield expert_matrices(_name(_T.FFN_UP_EXP, layer), shape.experts, n_ff, n, type_, 1.0)
+    yield expert_matrices(_name(_T.FFN_DOWN_EXP, layer), shape.experts, n, n_ff, type_, to_residual)
 
 
 def _name(tensor: MODEL_TENSOR, layer: int | None = None, part: str = "weight") -> str:

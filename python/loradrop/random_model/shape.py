@@ -9,6 +9,7 @@ from loradrop.random_model.architecture import ARCHITECTURES
 from loradrop.random_model.vocabulary import LEAST_VOCAB
 
 MAX_SIZE = 2**24  # of any dimension; keeps a typing error from asking for petabytes
+MAX_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class Shape:
     layers, embd, heads, kv_heads, ff, vocab : int
         Layers, width of their states, attention heads, K/V heads, width of the feed-forward part, tokens. A head has
         embd / heads channels.
+    experts, experts_used : int
+        Of a mixture: experts of a layer, each with a feed-forward part of that width, and how many of them a token
+        runs through. 0, the default: no mixture.
     tied : bool
         Whether the token embedding serves as the output head too.
     context : int
@@ -37,6 +41,8 @@ class Shape:
     kv_heads: int
     ff: int
     vocab: int
+    experts: int = 0
+    experts_used: int = 0
     tied: bool
     context: int = 8192
     rope_base: float = 10000.0
@@ -47,6 +53,10 @@ class Shape:
         for name in ("layers", "embd", "heads", "kv_heads", "ff", "context"):
             check_int(name, getattr(self, name), 1, MAX_SIZE)
         check_int("vocab", self.vocab, LEAST_VOCAB, MAX_SIZE)
+        check_int("experts", self.experts, 0, MAX_EXPERTS)
+        check_int("experts_used", self.experts_used, min(self.experts, 1), self.experts)
+        if self.experts and not ARCHITECTURES[self.arch].experts:
+            raise ValueError(f"experts={self.experts}: a mixture can be written for arch='llama', not {self.arch!r}")
         if self.embd % self.heads:
             raise ValueError(f"embd={self.embd}: not divisible by heads={self.heads}")
         if self.head_size % 2:
@@ -123,4 +133,17 @@ SHAPES = {
     "llama-3.2-1b": _llama3(16, 2048, 32, 8192, tied=True),
     "llama-3.2-3b": _llama3(28, 3072, 24, 8192, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 32, 14336, tied=False),
+    "mixtral-8x7b": Shape(
+        layers=32,
+        embd=4096,
+        heads=32,
+        kv_heads=8,
+        ff=14336,
+        vocab=32000,
+        experts=8,
+        experts_used=2,
+        tied=False,
+        context=32768,
+        rope_base=1e6,
+    ),
 }

@@ -17,7 +17,7 @@ class RandomTensor:
     name : str
         As in the file.
     shape : tuple of int
-        [n_out, n_in] of a matrix, [n] of a vector.
+        [n_out, n_in] of a matrix, [n_experts, n_out, n_in] of one for each expert, [n] of a vector.
     type : GGMLQuantizationType
         Of the values in the file.
     std, mean : float
@@ -40,6 +40,13 @@ class RandomTensor:
 def matrix(name: str, n_out: int, n_in: int, type_: GGMLQuantizationType, gain: float = 1.0) -> RandomTensor:
     """Return a matrix that gives inputs of unit size outputs of size `gain`."""
     return RandomTensor(name, (n_out, n_in), type_, std=gain * n_in**-0.5)
+
+
+def expert_matrices(
+    name: str, n_experts: int, n_out: int, n_in: int, type_: GGMLQuantizationType, gain: float
+) -> RandomTensor:
+    """Return a matrix for each expert, as `matrix`."""
+    return RandomTensor(name, (n_experts, n_out, n_in), type_, std=gain * n_in**-0.5)
 
 
 def vector(name: str, n: int, *, mean: float = 0.0, std: float = 0.0) -> RandomTensor:
