@@ -34,7 +34,7 @@ static refresh_policy parse_refresh(const std::string & name) {
 
 static std::optional<lora_drop_params> drop_params(const model & base, std::shared_ptr<corrector> c, double rho,
                                                    int64_t k, const std::string & refresh, int32_t kv_window,
-                                                   bool adapt_k) {
+                                                   std::optional<uint32_t> draft_rows, bool adapt_k) {
     lora_drop_params params;
     params.refresh = parse_refresh(refresh);
     if (!(rho >= 0.0 && rho < 1.0)) {
@@ -48,6 +48,10 @@ static std::optional<lora_drop_params> drop_params(const model & base, std::shar
     }
     if (adapt_k && params.refresh != refresh_policy::verify) {
         throw std::invalid_argument("adapt_k = true with refresh = '" + refresh + "', expected verify");
+    }
+    if (draft_rows && params.refresh != refresh_policy::verify) {
+        throw std::invalid_argument("draft_rows = " + std::to_string(*draft_rows) + " with refresh = '" + refresh +
+                                    "', expected verify");
     }
     if (rho == 0.0 || k == 0) {
         return std::nullopt;
@@ -65,6 +69,10 @@ static std::optional<lora_drop_params> drop_params(const model & base, std::shar
     params.k         = static_cast<uint32_t>(k);
     params.kv_window = kv_window;
     params.adapt_k   = adapt_k;
+    if (params.refresh == refresh_policy::verify) {
+        const auto n_vocab = static_cast<uint32_t>(llama_vocab_n_tokens(base.vocab()));
+        params.draft_rows  = draft_rows.value_or(usual_draft_rows(n_vocab));
+    }
     return params;
 }
 
@@ -95,6 +103,7 @@ static py::dict stats(const context & self) {
     out["compute_bytes_lora"] = s.compute_bytes[lora_step];
     out["corrector_bytes"]    = s.weight_bytes;
     out["reuse_state_bytes"]  = s.state_bytes;
+    out["draft_head_bytes"]   = s.head_bytes;
     out["rounds"]             = s.ahead.rounds;
     out["drafted"]            = s.ahead.drafted;
     out["drafts_tried"]       = s.ahead.tried;
@@ -175,7 +184,9 @@ token were asked for; every other batch is a full step.
 With refresh "verify" every decode() gives the full model's logits. For one token of one sequence k LoRA steps draft
 what may follow, and a full batch computes the logits of all of it; as long as the client then goes on with the drafted
 tokens, decode() has nothing left to compute. The batch of k + 1 tokens has to fit into n_ubatch. With adapt_k a round
-drafts as many tokens as pay, by the time that passes take and by how often drafts were right, at most k.
+drafts as many tokens as pay, by the time that passes take and by how often drafts were right, at most k. Drafts are
+chosen among draft_rows tokens, half of them the first of the vocabulary and half those that were decoded or likely of
+late; None: an eighth of a vocabulary of 16384 or more; 0: all.
 
 swa_full gives sliding-window layers cells for n_ctx tokens; without it they have them for about their window, and what
 has left it cannot be gone back to.
@@ -199,7 +210,7 @@ of the engine.
                          uint32_t n_seq_max, int32_t n_threads, int32_t n_threads_batch, std::string flash_attn,
                          std::string type_k, std::string type_v, bool kv_unified, bool swa_full,
                          std::shared_ptr<corrector> c, double rho, int64_t k, const std::string & refresh,
-                         int32_t kv_window, bool adapt_k, std::vector<int32_t> capture,
+                         int32_t kv_window, std::optional<uint32_t> draft_rows, bool adapt_k, std::vector<int32_t> capture,
                          const std::vector<std::pair<std::shared_ptr<adapter>, float>> & adapters, bool profile) {
                  if (n_ctx == 0 || n_batch == 0 || n_ubatch == 0 || n_seq_max == 0) {
                      throw std::invalid_argument("n_ctx, n_batch, n_ubatch and n_seq_max must be 1 or more");
@@ -208,7 +219,7 @@ of the engine.
                  for (const auto & [lora, scale] : adapters) {
                      scaled.push_back({lora, scale});
                  }
-                 const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window, adapt_k);
+                 const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window, draft_rows, adapt_k);
                  const py::gil_scoped_release release;
                  return std::make_unique<context>(
                      std::move(base),
@@ -222,7 +233,7 @@ of the engine.
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("kv_unified") = true, py::arg("swa_full") = true, py::arg("corrector") = py::none(),
              py::arg("rho") = 0.0, py::arg("k") = 0, py::arg("refresh") = "single", py::arg("kv_window") = 64,
-             py::arg("adapt_k") = false, py::arg("capture") = std::vector<int32_t>{},
+             py::arg("draft_rows") = py::none(), py::arg("adapt_k") = false, py::arg("capture") = std::vector<int32_t>{},
              py::arg("adapters") = std::vector<std::pair<std::shared_ptr<adapter>, float>>{},
              py::arg("profile") = false)
         .def_property_readonly("n_ctx", &context::n_ctx)

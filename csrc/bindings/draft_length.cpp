@@ -24,7 +24,10 @@ date, this is for trying the rule on its own. Times are in any one unit.
         .def("lora_took", &draft_length::lora_took, py::arg("seconds"), "A LoRA step.")
         .def("check_took", &draft_length::check_took, py::arg("n_tokens"), py::arg("seconds"),
              "A full step of 2 to k + 1 tokens.")
-        .def("begins", &draft_length::begins, "Whether a round begins with the next token; asked once for each.")
+        .def("begin_text", &draft_length::begin_text, "Another text begins.")
+        .def("draw_drafts", &draft_length::draw_drafts, py::arg("drawn"),
+             "Whether drafts from now on are drawn as a sampler draws.")
+        .def("begins", &draft_length::begins, "Whether a round begins with the next token.")
         .def("goes_on", &draft_length::goes_on, py::arg("margins"),
              "Whether to draft one more. margins: by how much the logit of each draft so far was above the next best.")
         .def("came_to", &draft_length::came_to, py::arg("margin"), py::arg("accepted"),

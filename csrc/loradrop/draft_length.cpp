@@ -14,9 +14,10 @@ constexpr double first_rate    = 0.9;   // drafts are taken for good until they 
 constexpr double first_cases   = 6;
 constexpr double lora_guess    = 0.5;    // of a full step, before one was measured
 constexpr double row_guess     = 0.05;   // of a full step, what a row more of a check takes
-constexpr double most_loss     = 0.015;  // of the time, for rounds that are tried where none pays
-constexpr double most_patience = 512;    // tokens, before a round is tried again
-constexpr int    try_weight    = 3;      // cases that a try stands for, as there are few, and long apart
+constexpr double shared_cases  = 8;      // that what other texts have shown counts for
+constexpr double most_loss     = 0.015;  // of the time of plain decoding, for rounds that may not pay
+constexpr double most_account  = 6;      // tokens of plain decoding
+constexpr double first_account = 2;      // when a text begins
 
 // Of two logits alone, the probability of the larger.
 double of_two(double margin) {
@@ -46,20 +47,61 @@ void running_rate::add(bool so) {
     n_all = n_all * memory + 1.0;
 }
 
-draft_length::draft_length(uint32_t k) : k(k), check(k + 2), any_margin(first_rate, first_cases) {
+void running_rate::weaken(double n_cases) {
+    const double share = std::min(1.0, n_cases / n_all);
+    n_so *= share;
+    n_all *= share;
+}
+
+hit_rates::hit_rates() : all(first_rate, first_cases) {
     for (size_t i = 0; i < n_buckets; ++i) {
         const double middle = (static_cast<double>(i) + 0.5) * bucket_width;
         by_margin.emplace_back(of_two(middle), first_cases);
     }
 }
 
-size_t draft_length::bucket_of(float margin) {
+size_t hit_rates::bucket_of(float margin) {
     return static_cast<size_t>(std::clamp(margin / bucket_width, 0.0f, static_cast<float>(n_buckets - 1)));
+}
+
+void hit_rates::add(float margin, bool accepted) {
+    by_margin[bucket_of(margin)].add(accepted);
+    all.add(accepted);
+}
+
+void hit_rates::weaken() {
+    for (running_rate & rate : by_margin) {
+        rate.weaken(shared_cases);
+    }
+    all.weaken(shared_cases);
+}
+
+draft_length::draft_length(uint32_t k) : k(k), check(k + 2) {
+}
+
+void draft_length::book(double seconds) {
+    account = std::min(account + seconds, most_account * full.get());
+}
+
+void draft_length::full_took(double seconds) {
+    const bool is_first = full.empty();
+    full.add(seconds);
+    book((is_first ? first_account : most_loss) * full.get());
 }
 
 void draft_length::check_took(size_t n_tokens, double seconds) {
     if (n_tokens < check.size()) {
         check[n_tokens].add(seconds);
+        const double took = check[n_tokens].is_sure() ? check[n_tokens].get() : seconds;
+        book(full.get() - static_cast<double>(n_tokens - 1) * lora_seconds() - took);
+    }
+}
+
+void draft_length::begin_text() {
+    of_best.weaken();
+    of_drawn.weaken();
+    if (!full.empty()) {
+        account = std::min(account, first_account * full.get());
     }
 }
 
@@ -97,42 +139,33 @@ double draft_length::token_seconds() const {
     double sum  = 1.0;  // expected tokens of a round
     double rate = 1.0;
     for (size_t n = 1; n <= k; ++n) {
-        rate *= any_margin.get();
+        rate *= rates().of_all();
         sum += rate;
         best = std::min(best, (static_cast<double>(n) * lora_seconds() + check_seconds(n + 1)) / sum);
     }
     return best;
 }
 
-bool draft_length::begins() {
+bool draft_length::begins() const {
     if (full.empty()) {
         return false;
     }
-    if (token_seconds() < full.get()) {
-        n_plain = 0;
-        is_try  = false;
-        return true;
-    }
-    // now and then one draft, as often as what it loses allows
-    const double loss     = (lora_seconds() + check_seconds(2)) / full.get() - 1.0 - any_margin.get();
-    const double patience = std::min(loss / most_loss, most_patience);
-    is_try                = ++n_plain >= patience;
-    if (is_try) {
-        n_plain = 0;
-    }
-    return is_try;
+    const bool pays = token_seconds() < full.get();
+    // where it does not, one draft is tried as often as the account can bear what that is expected to lose
+    const double loss = lora_seconds() + check_seconds(2) - (1.0 + rates().of_all()) * full.get();
+    return account >= (pays ? 0.0 : loss);
 }
 
 bool draft_length::goes_on(const std::vector<float> & margins) const {
     double rate = 1.0;
     for (const float margin : margins) {
-        rate *= chance(margin);
+        rate *= rates().of(margin);
     }
     const size_t n     = margins.size();
     const double token = token_seconds();
     double       gain  = 0.0;  // seconds that the tokens of more drafts take otherwise
     for (size_t m = n + 1; m <= k; ++m) {
-        rate *= any_margin.get();
+        rate *= rates().of_all();
         gain += rate * token;
         if (gain > static_cast<double>(m - n) * lora_seconds() + check_seconds(m + 1) - check_seconds(n + 1)) {
             return true;
@@ -142,9 +175,9 @@ bool draft_length::goes_on(const std::vector<float> & margins) const {
 }
 
 void draft_length::came_to(float margin, bool accepted) {
-    by_margin[bucket_of(margin)].add(accepted);
-    for (int i = 0; i < (is_try ? try_weight : 1); ++i) {
-        any_margin.add(accepted);
+    (are_drawn ? of_drawn : of_best).add(margin, accepted);
+    if (accepted) {
+        book(full.get());
     }
 }
 

@@ -3,7 +3,8 @@
 //
 // A round is a renewal: drafts cost time and may give tokens. More drafts pay when the tokens that they can be
 // expected to give take longer to decode otherwise than the drafts do, their rows of the check included. What is not
-// known yet is taken for good, so that it becomes known.
+// known yet is taken for good, so that it becomes known; but no longer than an account allows, on which what rounds
+// have won over plain decoding is put, and what they have lost is taken off.
 #pragma once
 
 #include <array>
@@ -37,9 +38,30 @@ class running_rate {
     void   add(bool so);
     double get() const { return n_so / n_all; }
 
+    // As if it had been seen in so many cases at most.
+    void weaken(double n_cases);
+
   private:
     double n_so;
     double n_all;
+};
+
+// How often drafts were right, of those that the client has come to.
+class hit_rates {
+  public:
+    hit_rates();
+
+    // margin: by how much the logit of a draft was above the next best
+    double of(float margin) const { return by_margin[bucket_of(margin)].get(); }
+    double of_all() const { return all.get(); }
+    void   add(float margin, bool accepted);
+    void   weaken();
+
+  private:
+    static size_t bucket_of(float margin);
+
+    std::vector<running_rate> by_margin;
+    running_rate              all;
 };
 
 class draft_length {
@@ -48,12 +70,18 @@ class draft_length {
     explicit draft_length(uint32_t k);
 
     // What a pass has taken, in seconds: a full step of one token, a LoRA step, a check of n tokens, 2 to k + 1.
-    void full_took(double seconds) { full.add(seconds); }
+    void full_took(double seconds);
     void lora_took(double seconds) { lora.add(seconds); }
     void check_took(size_t n_tokens, double seconds);
 
+    // Another text begins: how often drafts of it are right has to be seen.
+    void begin_text();
+
+    // Whether drafts from now on are drawn as a sampler draws, which are right at other rates than the most probable.
+    void draw_drafts(bool drawn) { are_drawn = drawn; }
+
     // Whether to draft at all after the next token, which is decoded either way.
-    bool begins();
+    bool begins() const;
 
     // Whether to draft one more. margins: by how much the logit of each draft so far was above the next best.
     bool goes_on(const std::vector<float> & margins) const;
@@ -62,21 +90,21 @@ class draft_length {
     void came_to(float margin, bool accepted);
 
   private:
+    const hit_rates & rates() const { return are_drawn ? of_drawn : of_best; }
+
     double lora_seconds() const;
     double check_seconds(size_t n_tokens) const;
     double token_seconds() const;
-    double chance(float margin) const { return by_margin[bucket_of(margin)].get(); }
-
-    static size_t bucket_of(float margin);
+    void   book(double seconds);
 
     uint32_t                    k;
     running_median              full;
     running_median              lora;
-    std::vector<running_median> check;      // by tokens
-    std::vector<running_rate>   by_margin;  // of drafts that the client has come to, how many were accepted
-    running_rate                any_margin;
-    uint32_t                    n_plain = 0;      // tokens since the last round
-    bool                        is_try  = false;  // the present round would not pay by what is known
+    std::vector<running_median> check;  // by tokens
+    hit_rates                   of_best;
+    hit_rates                   of_drawn;
+    bool                        are_drawn = false;
+    double                      account   = 0.0;  // seconds that rounds may lose
 };
 
 }  // namespace loradrop

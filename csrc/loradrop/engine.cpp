@@ -49,9 +49,13 @@ engine::engine(llama_context & ctx, const lora_drop_params & params) :
         length.emplace(params.k);
     }
 
+    if (params.refresh == refresh_policy::verify && params.draft_rows > 0) {
+        head = draft_head::make(ctx.get_model(), params.draft_rows);
+    }
+
     const bool single_column = ctx.n_seq_max() == 1 && n_rows == 1;
     plans[full_step]         = {&all_runs, &sched, false, single_column};
-    plans[lora_step]         = {&all_runs, &sched, true, single_column};
+    plans[lora_step]         = {&all_runs, &sched, true, single_column, false, head.get()};
 }
 
 llama_memory_i * engine::create_memory(const llama_memory_params & memory_params) {
@@ -168,7 +172,12 @@ int engine::run_pass(const llama_batch & batch, step_kind kind) {
     plans[full_step].keeps_all = id >= first_of_rows;
     const drop_memory::pass     in_pass(*mem, kind == lora_step);
     const graph_variants::scope in_variant(variants, id);
-    return ctx.decode_pass(batch);
+    const int                   status = ctx.decode_pass(batch);
+    if (kind == lora_step && head && status == 0) {
+        ctx.synchronize();
+        head->read(ctx.gf_res_prev->get_gf(), ctx.logits.data);
+    }
+    return status;
 }
 
 bool engine::is_lora_batch(const llama_batch & batch) const {
@@ -325,6 +334,7 @@ engine_stats engine::stats() const {
     out.ahead        = ahead.counts();
     out.weight_bytes = all_runs.weight_bytes();
     out.state_bytes  = all_runs.state_bytes();
+    out.head_bytes   = head ? head->n_bytes() : 0;
     for (ggml_backend_t backend : ctx.backend_ptrs) {
         out.compute_bytes[full_step] += variants.buffer_bytes(full_variant, backend);
         out.compute_bytes[lora_step] += variants.buffer_bytes(lora_variant, backend);

@@ -1,6 +1,7 @@
 // What a context owns when it decodes with LoRA-Drop.
 #pragma once
 
+#include "loradrop/draft_head.h"
 #include "loradrop/draft_length.h"
 #include "loradrop/draft_picker.h"
 #include "loradrop/drop_memory.h"
@@ -30,6 +31,7 @@ struct engine_stats {
     step_kind               last_step     = full_step;
     size_t                  weight_bytes  = 0;   // corrector
     size_t                  state_bytes   = 0;   // reuse state
+    size_t                  head_bytes    = 0;   // output head of drafts
     std::array<size_t, 2>   compute_bytes = {};  // compute buffers
     look_ahead_counts       ahead;
 };
@@ -57,7 +59,7 @@ class engine {
     std::optional<llama_token> drafted(llama_seq_id seq_id) const;
 
     // Chooses drafts from now on; null: the most probable token is drafted.
-    void set_picker(std::shared_ptr<draft_picker> chooser) { picker = std::move(chooser); }
+    void set_picker(std::shared_ptr<draft_picker> chooser);
 
     // The engine of a context; null when the context decodes in full.
     static const engine * of(const llama_context & ctx);
@@ -99,6 +101,7 @@ class engine {
     const lora_drop_params        params;
     reuse_runs                    all_runs;
     schedule                      sched;
+    std::unique_ptr<draft_head>   head;  // null: drafts are chosen by the model's
     std::array<graph_plan, 2>     plans;
     look_ahead                    ahead;
     std::optional<draft_length>   length;  // where k is but the most that a round drafts

@@ -65,7 +65,17 @@ std::optional<llama_token> engine::drafted(llama_seq_id seq_id) const {
     return next ? std::optional(next->token) : std::nullopt;
 }
 
+void engine::set_picker(std::shared_ptr<draft_picker> chooser) {
+    picker = std::move(chooser);
+    if (length) {
+        length->draw_drafts(picker != nullptr);
+    }
+}
+
 int engine::decode_verify(const llama_batch & batch) {
+    if (head && batch.token) {
+        std::for_each(batch.token, batch.token + batch.n_tokens, [this](llama_token token) { head->add(token); });
+    }
     const bool         able  = can_look_ahead(batch);
     const llama_seq_id s     = sequences_of(batch, 0)[0];
     const bool         again = s == last_alone;  // sequences that take turns would lose each other's rounds
@@ -92,15 +102,23 @@ int engine::decode_verify(const llama_batch & batch) {
     if (able && again && sched.lora_step_due(s) && (!length || length->begins())) {
         return decode_round(batch.token[0], s, batch);
     }
+    if (length && batch.n_tokens > 1) {
+        length->begin_text();
+    }
     return able ? decode_alone(batch) : decode_full(batch);
 }
 
 int engine::decode_alone(const llama_batch & batch) {
     const stopwatch time;
     const int       status = decode_full(batch);
-    if (length && status == 0) {
+    if (status == 0 && (length || head)) {
         ctx.synchronize();
+    }
+    if (status == 0 && length) {
         length->full_took(time.seconds());
+    }
+    if (status == 0 && head) {
+        head->add_likely(ctx.logits.data);
     }
     return status;
 }
@@ -196,6 +214,9 @@ void engine::show_row(int32_t row) {
     float *    first   = ctx.logits.data;
     if (row > 0) {
         std::copy_n(first + static_cast<size_t>(row) * n_vocab, n_vocab, first);
+    }
+    if (head) {
+        head->add_likely(first);
     }
     std::fill(ctx.output_ids.begin(), ctx.output_ids.end(), -1);
     ctx.output_ids[0] = 0;

@@ -1,5 +1,6 @@
 #include "loradrop/step_graph.h"
 
+#include "loradrop/draft_head.h"
 #include "loradrop/drop_memory_context.h"
 #include "loradrop/errors.h"
 #include "loradrop/graph_inputs.h"
@@ -101,6 +102,9 @@ void step_graph::finish() {
                                 std::to_string(plan->runs->runs().size()) + " dropped runs; use rho = 0");
     }
     if (plan && plan->lora_step) {
+        if (plan->head) {
+            plan->head->replace(ctx, gf, *res);
+        }
         prune_graph(gf);
         check_layers_absent(gf, *plan->runs);
     }

@@ -13,6 +13,8 @@
 
 namespace loradrop {
 
+class draft_head;
+
 // What a graph is built for. One object for each variant lives as long as its context.
 struct graph_plan {
     const reuse_runs * runs;
@@ -20,6 +22,7 @@ struct graph_plan {
     bool               lora_step;
     bool               single_column;      // there is but one column of state, which needs no look-up
     bool               keeps_all = false;  // full step of one sequence: every token leaves a row of state, not the last
+    const draft_head * head      = nullptr;  // of LoRA steps; null: the model's
 };
 
 class step_graph {

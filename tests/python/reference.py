@@ -220,15 +220,18 @@ class RuleDecoder:
             logits.append(self._logits(hidden) if entry.want_logits else None)
         return logits
 
-    def draft(self, seq_id: int, token: int, n_steps: int) -> list[FloatArray]:
+    def draft(
+        self, seq_id: int, token: int, n_steps: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> list[FloatArray]:
         """Return the logits of LoRA steps from a token on, each on the most probable token of the one before.
 
-        The sequence stays as it is.
+        The logits of tokens that are not allowed are -inf. The sequence stays as it is.
         """
         seq = copy.deepcopy(self.sequences[seq_id])
         logits = []
         for _ in range(n_steps):
-            logits.append(self._logits(self._lora_step(seq, [token])))
+            step = self._logits(self._lora_step(seq, [token]))
+            logits.append(step if allowed is None else np.where(allowed, step, np.float32(-np.inf)))
             token = int(logits[-1].argmax())
         return logits
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from architectures import POLICIES, REFUSED, SUPPORTED, Checkpoint, Refused, Supported
+from draft_rows import DraftRows
 from loradrop._core import Context, Corrector, LoradropError, Model, UnsupportedError
 from pair import ENGINE_OPTIONS, TOLERANCE, Lockstep
 from reference import Entry, layers_for
@@ -120,6 +121,37 @@ def test_exact_decoding_gives_the_full_models_logits(folder: Path, checkpoint: S
         draft = exact.drafted()
         tokens = [TEXT[10 + step] if draft is None or step % 5 == 0 else draft]
     assert exact.stats["rounds"] > 3 and sum(exact.stats["drafts_accepted"]) > 3
+
+
+@pytest.mark.parametrize("checkpoint", SUPPORTED, ids=name_of)
+def test_drafts_among_a_part_of_the_vocabulary(folder: Path, checkpoint: Supported) -> None:
+    """Where the best of all tokens has a row it is drafted, soft caps and scales included; else one that has."""
+    model = native_model(folder, checkpoint)
+    drops: dict[str, Any] = {"rho": len(DROPPED) / model.n_layer, "k": 1, "refresh": "verify"}
+    whole, part = (
+        Context(model, corrector=Corrector.none(model, DROPPED), draft_rows=n, **drops, **ENGINE_OPTIONS)
+        for n in (0, 60)
+    )
+    rows = DraftRows(model.n_vocab, 60, [token for token in range(model.n_vocab) if model.is_eog(token)])
+    n_other = 0
+    for context in (whole, part):
+        context.decode(TEXT[:10])
+    for token in TEXT[:10]:
+        rows.add(token)
+    best = ours = None
+    for token in TEXT[10:]:
+        while token in (best, ours):  # so that each decode is a round
+            token += 1
+        rows.add(token)
+        allowed = rows.allowed
+        for context in (whole, part):
+            context.decode([token])
+        rows.add_likely(part.logits())
+        best, ours = whole.drafted(), part.drafted()
+        assert best is not None and ours is not None
+        assert ours == best if allowed[best] or checkpoint.arch == "phi2" else allowed[ours]
+        n_other += ours != best
+    assert (part.stats["draft_head_bytes"] > 0) == (n_other > 0) == (checkpoint.arch != "phi2")  # whose head has a bias
 
 
 @pytest.mark.parametrize("checkpoint", REFUSED, ids=name_of)

@@ -67,10 +67,11 @@ def cost_of_fixed(machine: Machine, text: Text, k: int) -> float:
     return time / n_tokens
 
 
-def cost_of_rule(machine: Machine, text: Text, rule: DraftLength) -> float:
+def cost_of_rule(machine: Machine, text: Text, rule: DraftLength, n_most: int = N_TOKENS) -> float:
     """Return the time of a token with as many drafts as the rule says."""
     time, n_tokens = 0.0, 0
-    while n_tokens < N_TOKENS:
+    rule.begin_text()
+    while n_tokens < n_most:
         n_tokens += 1
         if not rule.begins():
             took = machine.time(1.0)
@@ -111,12 +112,57 @@ def test_drafts_that_are_never_right_cost_little(ease: float) -> None:
     assert ours <= 1.03 * full
 
 
-def test_it_follows_a_text_that_changes() -> None:
-    """Where drafts are no longer right, and where they are again, which takes some hundred tokens to find out."""
-    rule, machine = DraftLength(K), Machine(0.4, FLAT, 0.05)
-    for ease in (-100.0, 3.0, -100.0, 3.0):
-        best = min(cost_of_fixed(Machine(0.4, FLAT, 0.05), Text(ease), k) for k in range(K + 1))
-        assert cost_of_rule(machine, Text(ease), rule) <= 1.12 * best
+@pytest.mark.parametrize("lora", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("before", [3.0, 0.0])
+def test_it_follows_texts_that_change(lora: float, before: float) -> None:
+    """Short texts of which no draft is right, after one of which most were, and then such a one again."""
+    rule, machine = DraftLength(K), Machine(lora, FLAT, 0.05)
+    full = cost_of_fixed(Machine(lora, FLAT, 0.05), Text(before), 0)
+    for _ in range(3):
+        cost_of_rule(machine, Text(before), rule, 300)
+        assert cost_of_rule(machine, Text(-100.0), rule, 100) <= 1.06 * full
+        assert cost_of_rule(machine, Text(-100.0), rule, 200) <= 1.04 * full
+    best = min(cost_of_fixed(Machine(lora, FLAT, 0.05), Text(before), k) for k in range(K + 1))
+    assert cost_of_rule(machine, Text(before), rule, 1000) <= 1.06 * best
+
+
+def test_drawn_drafts_have_rates_of_their_own() -> None:
+    """What one kind has shown of a margin says nothing of the other."""
+    rule = DraftLength(K)
+    rule.full_took(1.0)
+    rule.lora_took(0.5)
+    rule.check_took(2, 1.05)
+    rule.draw_drafts(True)
+    for _ in range(100):
+        rule.came_to(5.0, False)
+    assert not rule.goes_on([5.0])
+    rule.draw_drafts(False)
+    assert rule.goes_on([5.0])
+    rule.draw_drafts(True)
+    assert not rule.goes_on([5.0])
+
+
+def test_rounds_that_lose_are_tried_for_a_while_only() -> None:
+    """Whatever was right before: two tokens' time when a text begins, and then what plain decoding earns."""
+    rule = DraftLength(K)
+    for _ in range(3):
+        rule.full_took(1.0)
+        rule.lora_took(0.5)
+    for _ in range(500):
+        rule.check_took(2, 1.2)
+        rule.came_to(9.0, True)
+    rule.begin_text()
+    lost = 0.0
+    while rule.begins():
+        rule.check_took(2, 1.2)
+        rule.came_to(9.0, False)
+        lost += 0.5 + 1.2 - 1.0
+    assert 2.0 <= lost <= 2.0 + 0.7
+    n_plain = 0
+    while not rule.begins():
+        rule.full_took(1.0)
+        n_plain += 1
+    assert n_plain >= (lost - 2.0) / 0.015
 
 
 def test_nothing_is_drafted_before_a_full_step_was_measured() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from draft_rows import DraftRows
 from loradrop._core import cpu_kernels, current_cpu_kernels
 from pair import Lockstep
 from reference import Entry, FloatArray
@@ -30,10 +31,12 @@ class VerifyWalk:
         Drafts of a round.
     seq_id : int
         The sequence.
+    rows : DraftRows, optional
+        The tokens that can be drafted; None for all.
     """
 
-    def __init__(self, pair: Lockstep, k: int, seq_id: int = 0) -> None:
-        self.pair, self.k, self.seq_id = pair, k, seq_id
+    def __init__(self, pair: Lockstep, k: int, seq_id: int = 0, rows: DraftRows | None = None) -> None:
+        self.pair, self.k, self.seq_id, self.rows = pair, k, seq_id, rows
         self.rng = np.random.default_rng(11)
         self.expected: list[FloatArray] = []  # logits of the LoRA steps whose drafts have not been reached
         self.distance = 0
@@ -42,7 +45,7 @@ class VerifyWalk:
 
     def begin(self, tokens: list[int]) -> None:
         """Decode a prompt."""
-        self.pair.decode(Entry(self.seq_id, tokens))
+        self._decode(tokens)
         self.expected = []
         self.check()
 
@@ -64,14 +67,26 @@ class VerifyWalk:
             self.distance += 1
             del self.expected[0]
         elif drafts:
-            self.expected = self._until_end(self.pair.reference.draft(self.seq_id, token, self.k))
+            allowed = None
+            if self.rows is not None:
+                self.rows.add(token)
+                allowed = self.rows.allowed
+            self.expected = self._until_end(self.pair.reference.draft(self.seq_id, token, self.k, allowed))
             self.distance = 0
             self.rounds += 1
             self.drafted += len(self.expected)
         else:
             self.expected = []
-        self.pair.decode(Entry(self.seq_id, [token]))
+        self._decode([token])
         self.check()
+
+    def _decode(self, tokens: list[int]) -> None:
+        (logits,) = self.pair.decode(Entry(self.seq_id, tokens))
+        if self.rows is not None:
+            for token in tokens:
+                self.rows.add(token)
+            if len(tokens) == 1 and logits is not None:
+                self.rows.add_likely(logits)
 
     def forget_drafts(self) -> None:
         """Note that something was done to the context that leaves no drafts."""
@@ -83,7 +98,8 @@ class VerifyWalk:
         assert (draft is None) == (not self.expected)
         if draft is not None:
             logits = self.expected[0]
-            assert logits[draft] >= logits.max() - DRAFT_TOLERANCE * np.abs(logits).max()
+            largest = np.abs(logits[np.isfinite(logits)]).max()
+            assert logits[draft] >= logits.max() - DRAFT_TOLERANCE * largest
         stats = self.pair.engine.stats
         assert (stats["rounds"], stats["drafted"]) == (self.rounds, self.drafted)
         assert (stats["drafts_tried"], stats["drafts_accepted"]) == (self.tried, self.accepted)
