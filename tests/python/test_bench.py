@@ -23,6 +23,7 @@ from loradrop.bench.step_bytes import _model_bytes
 from loradrop.bench.timing import Job, run_rounds
 from loradrop.cli import main
 from loradrop.options import FULL, Drop, DropOptions, resolve_drop
+from loradrop.random_model import SHAPES, write_random_model
 from loradrop_convert.gguf_header import read_header
 
 QUICK: dict[str, Any] = {"prompt": 5, "tokens": 8, "n_rounds": 2, "n_threads": 1}
@@ -58,14 +59,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("rho", "expected"), [(0.5, 1.60), (0.75, 2.2857)])
 def test_ceiling_of_32_equal_layers(rho: float, expected: float) -> None:
     layer = 1000
-    n_bytes = StepBytes(full=32 * layer, refresh=32 * layer, lora=round((1 - rho) * 32) * layer)
+    n_bytes = StepBytes(full=32 * layer, refresh=32 * layer, lora=round((1 - rho) * 32) * layer, head=0)
     assert single_ceiling(n_bytes, 3) == pytest.approx(expected, rel=1e-4)
     # a batch that took as long as one step would make no difference
     assert refill_ceiling(n_bytes, 3, 0.1, 0.1) == pytest.approx(expected, rel=1e-4)
 
 
 def test_ceilings_by_hand() -> None:
-    n_bytes = StepBytes(full=100, refresh=120, lora=40)
+    n_bytes = StepBytes(full=100, refresh=120, lora=40, head=10)
     assert single_ceiling(n_bytes, 2) == pytest.approx(300 / (120 + 80))
     # t_full = 2 s, a batch of 3 tokens takes 5 s, the LoRA steps 0.8 s each, the anchor's part 0.4 s
     assert refill_ceiling(n_bytes, 2, 2.0, 5.0) == pytest.approx(6 / (5 + 1.6 + 0.4))
@@ -89,9 +90,10 @@ def test_step_bytes(tmp_path: Path, reuse: tiny.Reuse, place: str, tied: bool) -
 
     opened = Model(str(path))
     full = sum(base_sizes.values())
+    head = base_sizes["token_embd.weight" if tied else "output.weight"]
     if not tied:
         full -= base_sizes["token_embd.weight"] - 2 * model.n_embd  # one row, F16
-    assert step_bytes(opened, FULL) == StepBytes(full, full, full)
+    assert step_bytes(opened, FULL) == StepBytes(full, full, full, head)
 
     for rho, layers, run in ((0.5, (2, 3, 4), 1), (0.2, (3,), 0)):
         drop = resolve_drop(DropOptions(rho=rho, k=3, corrector=None if place == "inside" else holder), opened)
@@ -105,7 +107,20 @@ def test_step_bytes(tmp_path: Path, reuse: tiny.Reuse, place: str, tied: bool) -
             lora = sum(sizes[f"blk.{i}.lora_drop_{p}.weight"] for i in layers for p in "ab")
             anchor = sum(sizes.get(f"blk.{i}.lora_drop_gate.weight", 0) for i in layers)
             assert bool(anchor) == (reuse == "anchor-delta")
-        assert step_bytes(opened, drop) == StepBytes(full, full + anchor, kept + lora)
+        assert step_bytes(opened, drop) == StepBytes(full, full + anchor, kept + lora, head)
+
+
+def test_a_smaller_head_of_drafts(tmp_path: Path) -> None:
+    n_bytes = StepBytes(full=100, refresh=120, lora=40, head=10)
+    assert n_bytes.with_draft_head(3) == StepBytes(full=100, refresh=120, lora=33, head=10)
+    assert n_bytes.with_draft_head(0) == n_bytes
+    path = tmp_path / "model.gguf"
+    write_random_model(path, dataclasses.replace(SHAPES["tiny"], layers=8, vocab=20_000))
+    report = bench(path, [Point(0.25, 2, "verify"), Point(0.25, 2, "single")], allow_uncorrected=True, **QUICK)
+    drafts, plain = (point.step_bytes for point in report.points)
+    assert plain.head == drafts.head == 20_000 * 210  # rows of 256 weights in q6_k
+    assert drafts.lora == pytest.approx(plain.lora - 17_500 * 210, abs=4096)
+    assert (drafts.full, drafts.refresh) == (plain.full, plain.refresh)
 
 
 def test_step_bytes_without_a_corrector(base: Path) -> None:
@@ -219,7 +234,7 @@ def test_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode.round_seconds == point.rounds
     # 8 / 8, 16 / 8, 12 / 4
     assert dataclasses.astuple(speed_up_of(full, point, 4)) == (2.0, 1.0, 3.0)
-    n_bytes = StepBytes(100, 100, 50)
+    n_bytes = StepBytes(100, 100, 50, 0)
     full.rounds = [[2.0] * 4, [4.0] * 4, [3.0] * 4]
     drop = Drop(None, 0.5, 3)
     assert ceiling_of(n_bytes, drop, full, point, None) == pytest.approx(400 / 250)

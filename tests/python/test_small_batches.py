@@ -14,6 +14,7 @@ from loradrop._core import Adapter, Context, Corrector, Model, cpu_kernels, curr
 from loradrop.random_model import Shape, write_random_model
 from test_adapters import adapter_tensors, write_adapter
 from tiny import make_corrector, make_model, write_gguf
+from verify_walk import needs_exact_rows
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -23,7 +24,7 @@ SHAPE = Shape(layers=3, embd=256, heads=8, kv_heads=2, ff=512, vocab=512, tied=T
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "q2_k", "q3_k", "f16", "bf16", "f32")
 N_CTX = 1100
 
-pytestmark = pytest.mark.skipif(not KERNELS, reason="no kernels of ours for this processor")
+pytestmark = needs_exact_rows
 
 
 def text(n: int, seed: int = 0) -> list[int]:

@@ -110,13 +110,15 @@ def bench(
         everything = [*jobs, *batches.values()]
         run_rounds(everything, begin, rest, n_rounds, counter(progress, len(everything) * (n_rounds + 1)))
         threads_used = contexts[0].n_threads
+        head_bytes = [job.context.stats["draft_head_bytes"] for job in jobs[1:]]
     finally:
         for context in contexts:
             context.close()
 
     full = jobs[0]
     reports = []
-    for (point, drop), job, n_bytes in zip(resolved, jobs[1:], all_bytes, strict=True):
+    for (point, drop), job, n_model, n_head in zip(resolved, jobs[1:], all_bytes, head_bytes, strict=True):
+        n_bytes = n_model.with_draft_head(n_head)
         counted = tokens if point.refresh == "verify" else tokens // (drop.k + 1) * (drop.k + 1)
         batch = batches[drop.k + 1] if _has_batches(drop) else None
         reports.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,11 +36,18 @@ class StepBytes:
         A refresh step: `full`, and what of the corrector meets the anchor's states alone.
     lora : int
         A LoRA step: `full` without the dropped layers, and the rest of the corrector.
+    head : int
+        The output head, which is in all of them.
     """
 
     full: int
     refresh: int
     lora: int
+    head: int
+
+    def with_draft_head(self, n_bytes: int) -> StepBytes:
+        """Return what is read where LoRA steps have an output head of `n_bytes`; 0 is the model's own."""
+        return dataclasses.replace(self, lora=self.lora + n_bytes - self.head) if n_bytes else self
 
 
 def step_bytes(model: Model, drop: Drop) -> StepBytes:
@@ -61,11 +69,12 @@ def step_bytes(model: Model, drop: Drop) -> StepBytes:
     header = read_model_header(model.path)
     layers, rest = _model_bytes(header)
     full = rest + sum(layers)
+    head = _head_bytes(header)
     if drop.corrector is None:
-        return StepBytes(full, full, full)
+        return StepBytes(full, full, full, head)
     dropped = drop.dropped_layers(model.n_layer)
     lora, anchor = (0, 0) if drop.corrector.is_none else _corrector_bytes(drop.corrector, dropped)
-    return StepBytes(full, full + anchor, full - sum(layers[i] for i in dropped) + lora)
+    return StepBytes(full, full + anchor, full - sum(layers[i] for i in dropped) + lora, head)
 
 
 def step_products(model: Model) -> int:
@@ -80,6 +89,11 @@ def step_products(model: Model) -> int:
     """
     layers, rest = _model_sums(read_model_header(model.path), _products)
     return rest + sum(layers)
+
+
+def _head_bytes(header: Header) -> int:
+    sizes = {tensor.name: tensor.n_bytes for tensor in header.tensors}
+    return sizes[_OUTPUT] if _OUTPUT in sizes else sizes.get(_LOOKED_UP[0], 0)
 
 
 def _model_bytes(header: Header) -> tuple[list[int], int]:
