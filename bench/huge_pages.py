@@ -19,8 +19,8 @@ from typing import Any
 
 from loradrop._core import Context, Model
 from loradrop.bench.report import Spread
-from loradrop.bench.text import greedy_tokens, prompt_tokens
 from loradrop.bench.timing import Job, run_rounds
+from loradrop.fixed_text import greedy_tokens, prompt_tokens
 
 WAYS: dict[str, dict[str, Any]] = {
     "mapped": {},

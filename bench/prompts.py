@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loradrop._core import Context, Model, cpu_kernels, use_cpu_kernels
 from loradrop.bench.report import Spread
-from loradrop.bench.text import prompt_tokens
+from loradrop.fixed_text import prompt_tokens
 
 
 def prompt_seconds(context: Context, tokens: list[int], kernels: str) -> float:

@@ -57,14 +57,15 @@ PACKAGED_MODELS = {
 }
 
 
-def models_dir() -> Path:
-    """Return the folder of pulled models, which need not exist.
-
-    It is in the user's cache folder, or in the one that ``LORADROP_CACHE`` names.
-    """
+def cache_folder() -> Path:
+    """Return the user's cache folder, or the one that ``LORADROP_CACHE`` names; it need not exist."""
     override = os.environ.get(CACHE_VARIABLE)
-    cache = Path(override) if override else user_cache_path("loradrop", appauthor=False)
-    return cache / "models"
+    return Path(override) if override else user_cache_path("loradrop", appauthor=False)
+
+
+def models_dir() -> Path:
+    """Return the folder of pulled models, in the cache folder; it need not exist."""
+    return cache_folder() / "models"
 
 
 def list_models() -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loradrop._core import Corrector, CorrectorError, Model
 from loradrop.checks import check_bool, check_choice, check_float, check_int
+from loradrop.draft_layers import draft_layers
 from loradrop.packaged_correctors import packaged_corrector
 
 REFRESH_POLICIES = ("single", "refill", "verify")
@@ -209,7 +210,9 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
         raise ValueError(_idle_tolerance(options))
     if rho == 0 or options.k == 0:
         return FULL
-    corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
+    dropped = corrector.dropped_layers(rho, model.n_layer)  # raises if there is no such choice
+    if corrector.is_none and refresh == "verify":
+        corrector = Corrector.none(model, draft_layers(model, len(dropped)))
     k = options.k
     if k is None:
         k = AUTO if refresh == "verify" else DEFAULT_K if corrector.k is None else corrector.k

@@ -11,6 +11,7 @@ import pytest
 from architectures import POLICIES, REFUSED, SUPPORTED, Checkpoint, Refused, Supported
 from draft_rows import DraftRows
 from loradrop._core import Context, Corrector, LoradropError, Model, UnsupportedError
+from loradrop.draft_layers import draft_layers
 from pair import ENGINE_OPTIONS, TOLERANCE, Lockstep
 from reference import Entry, layers_for
 from tiny import Reuse, make_corrector, write_sidecar_of
@@ -152,6 +153,16 @@ def test_drafts_among_a_part_of_the_vocabulary(folder: Path, checkpoint: Support
         assert ours == best if allowed[best] or checkpoint.arch == "phi2" else allowed[ours]
         n_other += ours != best
     assert (part.stats["draft_head_bytes"] > 0) == (n_other > 0) == (checkpoint.arch != "phi2")  # whose head has a bias
+
+
+@pytest.mark.parametrize("checkpoint", SUPPORTED, ids=name_of)
+def test_layers_for_drafts_are_found(
+    folder: Path, checkpoint: Supported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORADROP_CACHE", str(tmp_path))
+    found = draft_layers(native_model(folder, checkpoint), 2)
+    assert found[1] == found[0] + 1
+    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("checkpoint", REFUSED, ids=name_of)

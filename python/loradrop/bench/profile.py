@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from loradrop._core import Context, Model
-from loradrop.bench.text import greedy_tokens, prompt_tokens
 from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
+from loradrop.fixed_text import greedy_tokens, prompt_tokens
 from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions

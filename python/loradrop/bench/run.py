@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from loradrop._core import Model
 from loradrop.bench.report import BenchReport, PointBench, ceiling_of, decode_of, speed_up_of
 from loradrop.bench.step_bytes import step_bytes
-from loradrop.bench.text import greedy_tokens, prompt_tokens
 from loradrop.bench.timing import Job, run_rounds
 from loradrop.checks import check_int
 from loradrop.evaluate.contexts import make_contexts
 from loradrop.evaluate.point import Point, resolve_points
+from loradrop.fixed_text import greedy_tokens, prompt_tokens
 from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import FULL, ContextOptions, Drop

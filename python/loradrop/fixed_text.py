@@ -1,4 +1,4 @@
-"""What is decoded: the tokens of a fixed prompt, and the full model's own continuation of it."""
+"""A fixed prompt, and the full model's own continuation of it: what is decoded where any text will do."""
 
 from __future__ import annotations
 
