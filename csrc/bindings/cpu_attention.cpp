@@ -70,13 +70,16 @@ static floats attend(const floats & q, const floats & k, const floats & v, const
     check_shape("k", k, {streams, kv_heads, cells, q.shape(3)});
     check_shape("v", v, {streams, kv_heads, cells, value_size});
     if (q.size() == 0 || k.size() == 0 || v.size() == 0 || heads % kv_heads != 0 || n_threads < 1 ||
-        q.shape(3) % ggml_blck_size(kv_type) != 0 || value_size % ggml_blck_size(kv_type) != 0) {
+        n_threads > GGML_MAX_N_THREADS || q.shape(3) % ggml_blck_size(kv_type) != 0 ||
+        value_size % ggml_blck_size(kv_type) != 0) {
         throw py::value_error(
-            "attend: nothing may be empty, heads must be a multiple of K/V heads, and rows of blocks");
+            "attend: nothing may be empty, heads must be a multiple of K/V heads, rows of blocks, and "
+            "n_threads from 1 to " +
+            std::to_string(GGML_MAX_N_THREADS));
     }
     if (mask) {
         check_shape("mask", *mask, {streams, mask->ndim() == 4 ? mask->shape(1) : 1, queries, cells});
-        if (heads % mask->shape(1) != 0) {
+        if (mask->size() == 0 || heads % mask->shape(1) != 0) {
             throw py::value_error("the heads must be a multiple of the mask's");
         }
     }

@@ -93,7 +93,7 @@ bool multiply_experts(const ggml_compute_params & params, ggml_tensor & op) {
 
 size_t multiply_experts_work_size(const ggml_tensor & op) {
     const ggml_type type = activation_type(op);
-    if (type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K) {
+    if (!panels::can_hold(type)) {
         return 0;
     }
     return expert_plan::bytes(op) + ggml_nelements(op.src[2]) * column_bytes(op);

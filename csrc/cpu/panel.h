@@ -10,8 +10,13 @@ namespace loradrop::cpu {
 // All columns of a product; lies in memory that the threads share, and each fills a part of it.
 class panels {
   public:
-    // `type` is what ggml quantises activations to for the weights at hand: Q8_0, Q8_1 or Q8_K.
+    // `type` is what ggml quantises activations to for the weights at hand.
     panels(const kernel & k, ggml_type type, int64_t columns, int64_t blocks, void * memory);
+
+    // Whether ggml quantises activations to this type for weights that a kernel may multiply.
+    static bool can_hold(ggml_type type) {
+        return type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K;
+    }
 
     // Bytes of memory, whatever the kernel.
     static size_t bytes(ggml_type type, int64_t columns, int64_t blocks);

@@ -83,7 +83,7 @@ bool multiply(const ggml_compute_params & params, ggml_tensor & op) {
 size_t multiply_work_size(const ggml_tensor & op) {
     const ggml_tensor & w    = *op.src[0];
     const ggml_type     type = ggml_get_type_traits_cpu(w.type)->vec_dot_type;
-    if (type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K) {
+    if (!panels::can_hold(type)) {
         return 0;
     }
     return panels::bytes(type, ggml_nrows(op.src[1]), op.src[1]->ne[0] / ggml_blck_size(type));

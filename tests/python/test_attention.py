@@ -236,6 +236,11 @@ def test_wrong_shapes_are_refused() -> None:
         _core.attend(case.q, case.k, case.v[:, :, :299])
     with pytest.raises(ValueError, match="mask must have the shape"):
         _core.attend(case.q, case.k, case.v, mask=np.zeros((1, 1, 7, 300), np.float32))
+    with pytest.raises(ValueError, match="a multiple of the mask's"):
+        _core.attend(case.q, case.k, case.v, mask=np.zeros((1, 0, case.q.shape[2], 300), np.float32))
+    for n_threads in (0, 513):
+        with pytest.raises(ValueError, match="n_threads from 1 to 512"):
+            _core.attend(case.q, case.k, case.v, n_threads=n_threads)
     with pytest.raises(ValueError, match='type "q9"'):
         _core.attend(case.q, case.k, case.v, type="q9")
 

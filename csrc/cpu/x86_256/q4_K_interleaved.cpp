@@ -1,4 +1,5 @@
 // Q4_K, eight rows interleaved; the same bits as x86_512/q4_K_interleaved.cpp.
+#include "cpu/x86/k_scales.h"
 #include "cpu/x86/kernels.h"
 #include "cpu/x86_256/vectors.h"
 

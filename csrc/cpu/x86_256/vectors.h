@@ -67,15 +67,6 @@ inline void prefetch(const void * p, size_t size, size_t ahead) {
     }
 }
 
-// Scales and mins of the eight sub-blocks of Q4_K and Q5_K, or of eight rows' sub-block: eight bytes each.
-inline void unpack_scales(const uint8_t * packed, uint64_t & scales, uint64_t & mins) {
-    const uint32_t w0 = *reinterpret_cast<const four_bytes *>(packed);
-    const uint32_t w1 = *reinterpret_cast<const four_bytes *>(packed + 4);
-    const uint32_t w2 = *reinterpret_cast<const four_bytes *>(packed + 8);
-    scales            = (w0 & 0x3f3f3f3f) | uint64_t((w2 & 0x0f0f0f0f) | ((w0 >> 2) & 0x30303030)) << 32;
-    mins              = (w1 & 0x3f3f3f3f) | uint64_t(((w2 >> 4) & 0x0f0f0f0f) | ((w1 >> 2) & 0x30303030)) << 32;
-}
-
 // Calls Kernel::rows<columns>, whose loops over columns have a fixed length, for four at a time: more
 // would not fit the registers. The second time the weights are in the cache.
 template <typename Kernel>

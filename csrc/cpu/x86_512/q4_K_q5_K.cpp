@@ -4,6 +4,7 @@
 // sub-blocks of 32, and its halves are added as integers at the end of a block of 256. Sums of four products, at most
 // 31 * 128 * 4, fit 16 bits: two share a lane, and vpdpwssd multiplies both with their scales and adds them. The mins
 // are summed up for all columns at once, a lane for each: in ggml's order, which is another for Q4_K than for Q5_K.
+#include "cpu/x86/k_scales.h"
 #include "cpu/x86/kernels.h"
 #include "cpu/x86_512/vectors.h"
 
@@ -28,16 +29,6 @@ constexpr tables make_tables() {
 }
 
 constexpr tables table = make_tables();
-
-// Eight bytes each, of the eight sub-blocks.
-void unpack_scales(const uint8_t * packed, uint64_t & scales, uint64_t & mins) {
-    typedef uint32_t __attribute__((may_alias, aligned(1))) word;
-    const uint32_t w0 = *reinterpret_cast<const word *>(packed);
-    const uint32_t w1 = *reinterpret_cast<const word *>(packed + 4);
-    const uint32_t w2 = *reinterpret_cast<const word *>(packed + 8);
-    scales            = (w0 & 0x3f3f3f3f) | uint64_t((w2 & 0x0f0f0f0f) | ((w0 >> 2) & 0x30303030)) << 32;
-    mins              = (w1 & 0x3f3f3f3f) | uint64_t(((w2 >> 4) & 0x0f0f0f0f) | ((w1 >> 2) & 0x30303030)) << 32;
-}
 
 // 32 bytes hold the low nibbles of a sub-block and, above them, the next one's.
 __m512i two_sub_blocks(const uint8_t * qs) {
