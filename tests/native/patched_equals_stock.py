@@ -14,27 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-
-
-def build(folder: Path, stock: bool) -> Path:
-    """Build dump_logits; return its path."""
-    import pybind11
-
-    subprocess.run(
-        [
-            "cmake",
-            *("-S", str(HERE), "-B", str(folder), "-G", "Ninja"),
-            "-DCMAKE_BUILD_TYPE=Release",
-            f"-DSTOCK={'ON' if stock else 'OFF'}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        ],
-        check=True,
-    )
-    subprocess.run(["cmake", "--build", str(folder), "--target", "dump_logits"], check=True)
-    program = next(p for p in folder.rglob("dump_logits*") if p.stem == "dump_logits" and p.is_file())
-    return program
+from parity_build import build
 
 
 def main() -> int:
@@ -46,10 +26,10 @@ def main() -> int:
 
     dumps = []
     for name in ("stock", "patched"):
-        program = build(args.build_dir / name, stock=name == "stock")
+        program = build("dump_logits", args.build_dir / name, stock=name == "stock")
         dump = args.build_dir / f"{name}.f32"
         subprocess.run(
-            [str(program.resolve()), str(args.model), str(dump)],
+            [str(program), str(args.model), str(dump)],
             check=True,
             stderr=subprocess.DEVNULL,
         )
