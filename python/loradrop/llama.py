@@ -53,7 +53,8 @@ class Llama:
         Whether a refresh step runs the present token alone, or the LoRA steps' tokens before it
         again. None takes the corrector's recommendation, and ``single`` where it has none.
         With ``verify`` LoRA steps only draft what may follow, a full batch checks it, and all that is sampled from is
-        the full model's; then no corrector is needed, and `rho` is 0.25 where there is none.
+        the full model's; then no corrector is needed. Where there is none `rho` is 0.25, and which layers to leave out
+        is tried when a model is first opened so, which takes as long as a prompt of some 1500 tokens.
     kv_window : int, optional
         With ``refill``: newest tokens whose K/V droppable layers keep, by default 64.
     n_ctx : int
