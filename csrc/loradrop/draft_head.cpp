@@ -127,7 +127,7 @@ void draft_head::add(llama_token token) {
 
 void draft_head::add_likely(const float * logits) {
     const size_t n    = rows.size();
-    const float  best = logits[choose_greedily(logits, n).token];
+    const float  best = greatest(logits, logits + n);
     for (size_t token = 0; token < n; ++token) {
         if (logits[token] > best - likely_margin) {
             add(static_cast<llama_token>(token));

@@ -7,17 +7,19 @@ namespace loradrop {
 
 namespace {
 
-constexpr size_t n_buckets     = 16;
-constexpr float  bucket_width  = 0.5f;  // of a margin; logits are natural logarithms
-constexpr double memory        = 0.98;  // what a case still counts when the next one comes
-constexpr double first_rate    = 0.9;   // drafts are taken for good until they have shown what they are
-constexpr double first_cases   = 6;
-constexpr double lora_guess    = 0.5;    // of a full step, before one was measured
-constexpr double row_guess     = 0.05;   // of a full step, what a row more of a check takes
-constexpr double shared_cases  = 8;      // that what other texts have shown counts for
-constexpr double most_loss     = 0.015;  // of the time of plain decoding, for rounds that may not pay
-constexpr double most_account  = 6;      // tokens of plain decoding
-constexpr double first_account = 2;      // when a text begins
+constexpr size_t   n_buckets     = 16;
+constexpr float    bucket_width  = 0.5f;  // of a margin; logits are natural logarithms
+constexpr double   memory        = 0.98;  // what a case still counts when the next one comes
+constexpr double   first_rate    = 0.9;   // drafts are taken for good until they have shown what they are
+constexpr double   first_cases   = 6;
+constexpr double   lora_guess    = 0.5;    // of a full step, before one was measured
+constexpr double   row_guess     = 0.05;   // of a full step, what a row more of a check takes
+constexpr double   shared_cases  = 8;      // that what other texts have shown counts for
+constexpr double   most_loss     = 0.015;  // of the time of plain decoding, for rounds that may not pay
+constexpr double   most_account  = 6;      // tokens of plain decoding
+constexpr double   first_account = 2;      // when a text begins
+constexpr double   most_at_once  = 3;      // that a round may lose above what is on the account
+constexpr uint32_t most_rounds   = 48;     // without a full step of one token, which has to be timed now and then
 
 // Of two logits alone, the probability of the larger.
 double of_two(double margin) {
@@ -84,12 +86,19 @@ void draft_length::book(double seconds) {
 }
 
 void draft_length::full_took(double seconds) {
+    n_rounds = 0;
+    if (is_cold) {
+        is_cold = false;
+        return;
+    }
     const bool is_first = full.empty();
     full.add(seconds);
     book((is_first ? first_account : most_loss) * full.get());
 }
 
 void draft_length::check_took(size_t n_tokens, double seconds) {
+    is_cold = false;
+    ++n_rounds;
     if (n_tokens < check.size()) {
         check[n_tokens].add(seconds);
         const double took = check[n_tokens].is_sure() ? check[n_tokens].get() : seconds;
@@ -100,6 +109,7 @@ void draft_length::check_took(size_t n_tokens, double seconds) {
 void draft_length::begin_text() {
     of_best.weaken();
     of_drawn.weaken();
+    is_cold = true;
     if (!full.empty()) {
         account = std::min(account, first_account * full.get());
     }
@@ -147,7 +157,7 @@ double draft_length::token_seconds() const {
 }
 
 bool draft_length::begins() const {
-    if (full.empty()) {
+    if (full.empty() || n_rounds >= most_rounds) {
         return false;
     }
     const bool pays = token_seconds() < full.get();
@@ -161,7 +171,11 @@ bool draft_length::goes_on(const std::vector<float> & margins) const {
     for (const float margin : margins) {
         rate *= rates().of(margin);
     }
-    const size_t n     = margins.size();
+    const size_t n        = margins.size();
+    const double if_wrong = static_cast<double>(n + 1) * lora_seconds() + check_seconds(n + 2) - full.get();
+    if (if_wrong > account + most_at_once * full.get()) {
+        return false;  // one round should not lose what many have won
+    }
     const double token = token_seconds();
     double       gain  = 0.0;  // seconds that the tokens of more drafts take otherwise
     for (size_t m = n + 1; m <= k; ++m) {

@@ -104,7 +104,9 @@ class draft_length {
     hit_rates                   of_best;
     hit_rates                   of_drawn;
     bool                        are_drawn = false;
-    double                      account   = 0.0;  // seconds that rounds may lose
+    bool                        is_cold   = false;  // the first pass after a prompt takes longer than others
+    uint32_t                    n_rounds  = 0;      // since the last full step of one token
+    double                      account   = 0.0;    // seconds that rounds may lose
 };
 
 }  // namespace loradrop

@@ -7,7 +7,7 @@
 namespace loradrop {
 
 // In lanes, for a compiler may not reorder a plain maximum of floats, and there are up to a quarter of a million.
-static float greatest(const float * begin, const float * end) {
+float greatest(const float * begin, const float * end) {
     std::array<float, 16> lanes;
     lanes.fill(-std::numeric_limits<float>::infinity());
     for (; end - begin >= static_cast<std::ptrdiff_t>(lanes.size()); begin += lanes.size()) {

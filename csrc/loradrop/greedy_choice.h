@@ -11,6 +11,9 @@ struct greedy_choice {
     float   margin;  // by how much its logit is above the next best
 };
 
+// The greatest of them; -inf where there is none that could be compared.
+float greatest(const float * begin, const float * end);
+
 // n: 2 or more. Of equal logits the first; token 0 where there is none that could be compared.
 greedy_choice choose_greedily(const float * logits, size_t n);
 

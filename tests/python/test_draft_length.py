@@ -148,9 +148,12 @@ def test_rounds_that_lose_are_tried_for_a_while_only() -> None:
     for _ in range(3):
         rule.full_took(1.0)
         rule.lora_took(0.5)
-    for _ in range(500):
+    for i in range(500):
+        if i % 40 == 0:
+            rule.full_took(1.0)
         rule.check_took(2, 1.2)
         rule.came_to(9.0, True)
+    rule.full_took(1.0)
     rule.begin_text()
     lost = 0.0
     while rule.begins():
@@ -166,7 +169,30 @@ def test_rounds_that_lose_are_tried_for_a_while_only() -> None:
 
 
 def test_nothing_is_drafted_before_a_full_step_was_measured() -> None:
-    assert not DraftLength(K).begins()
+    rule = DraftLength(K)
+    assert not rule.begins()
+    rule.begin_text()
+    rule.full_took(9.0)  # the first pass after a prompt does not count
+    assert not rule.begins()
+    rule.full_took(1.0)
+    assert rule.begins()
+
+
+def test_full_steps_are_timed_again() -> None:
+    """A machine that gets quicker while drafts are always right: they no longer pay, and that is found out."""
+    rule = DraftLength(K)
+    rule.full_took(1.0)
+    n_rounds = n_plain = 0
+    while n_rounds < 1000 and n_plain < 10:
+        if rule.begins():
+            rule.lora_took(0.5)
+            rule.check_took(2, 0.6)
+            rule.came_to(9.0, True)
+            n_rounds += 1
+        else:
+            rule.full_took(0.5)
+            n_plain += 1
+    assert n_rounds < 400
 
 
 def test_a_round_is_never_longer_than_k() -> None:
