@@ -455,6 +455,7 @@ def test_wrong_points_are_wrong_usage(drop: Path, text: Path, point: str) -> Non
 def test_ctrl_c_leaves_nothing(drop: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     code = (
+        "import faulthandler; faulthandler.dump_traceback_later(50, exit=True)\n"  # where it hangs, if it does
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import loradrop.cli.perplexity as command, loradrop.cli as cli, contextlib, sys\n"
         "@contextlib.contextmanager\n"
@@ -469,7 +470,7 @@ def test_ctrl_c_leaves_nothing(drop: Path, text: Path, tmp_path: Path) -> None:
         assert b"decoding" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 1, errors.decode()
     assert out == b""
     assert b"Aborted!" in errors and b"Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
