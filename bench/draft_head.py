@@ -17,6 +17,7 @@ from exact_speed import prompts
 from loradrop._core import Context, Corrector, Model
 from loradrop.bench.report import Spread
 from loradrop.chat import model_template
+from loradrop.fixed_text import greedy_continuation
 from loradrop.stats import tokens_per_round
 
 SHARES = (1, 4, 8, 16)  # of the vocabulary, one over
@@ -27,10 +28,7 @@ def decode(context: Context, prompt: list[int], n_tokens: int) -> tuple[list[int
     context.clear()
     context.decode(prompt)
     begin = time.perf_counter()
-    tokens: list[int] = []
-    while len(tokens) < n_tokens:
-        tokens.append(int(context.logits().argmax()))
-        context.decode(tokens[-1:])
+    tokens = greedy_continuation(context, n_tokens)
     return tokens, time.perf_counter() - begin
 
 

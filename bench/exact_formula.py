@@ -19,10 +19,10 @@ import numpy as np
 
 from loradrop._core import Context, Corrector, Model
 from loradrop.bench.report import Spread
+from loradrop.bench.timing import PAUSE
 from loradrop.fixed_text import greedy_tokens, prompt_tokens
 
 PROMPT = 64
-PAUSE = 0.02  # seconds after which the threads of the context before no longer poll for work
 
 
 def seconds_of(context: Context, tokens: Sequence[int]) -> float:

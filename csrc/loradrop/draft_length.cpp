@@ -63,7 +63,8 @@ hit_rates::hit_rates() : all(first_rate, first_cases) {
 }
 
 size_t hit_rates::bucket_of(float margin) {
-    return static_cast<size_t>(std::clamp(margin / bucket_width, 0.0f, static_cast<float>(n_buckets - 1)));
+    const float bucket = std::min(margin / bucket_width, static_cast<float>(n_buckets - 1));
+    return bucket > 0.0f ? static_cast<size_t>(bucket) : 0;  // what cannot be compared too
 }
 
 void hit_rates::add(float margin, bool accepted) {
@@ -143,6 +144,10 @@ double draft_length::check_seconds(size_t n_tokens) const {
     return check[n_tokens].empty() ? guess : std::min(guess, check[n_tokens].get());
 }
 
+double draft_length::round_seconds(size_t n_drafts) const {
+    return static_cast<double>(n_drafts) * lora_seconds() + check_seconds(n_drafts + 1);
+}
+
 // What a token takes with the best fixed number of drafts, none included, if all are as good as they are on average.
 double draft_length::token_seconds() const {
     double best = full.get();
@@ -151,7 +156,7 @@ double draft_length::token_seconds() const {
     for (size_t n = 1; n <= k; ++n) {
         rate *= rates().of_all();
         sum += rate;
-        best = std::min(best, (static_cast<double>(n) * lora_seconds() + check_seconds(n + 1)) / sum);
+        best = std::min(best, round_seconds(n) / sum);
     }
     return best;
 }
@@ -162,26 +167,26 @@ bool draft_length::begins() const {
     }
     const bool pays = token_seconds() < full.get();
     // where it does not, one draft is tried as often as the account can bear what that is expected to lose
-    const double loss = lora_seconds() + check_seconds(2) - (1.0 + rates().of_all()) * full.get();
+    const double loss = round_seconds(1) - (1.0 + rates().of_all()) * full.get();
     return account >= (pays ? 0.0 : loss);
 }
 
 bool draft_length::goes_on(const std::vector<float> & margins) const {
+    const size_t n = margins.size();
+    // one round should not lose what many have won
+    if (n >= k || round_seconds(n + 1) - full.get() > account + most_at_once * full.get()) {
+        return false;
+    }
     double rate = 1.0;
     for (const float margin : margins) {
         rate *= rates().of(margin);
-    }
-    const size_t n        = margins.size();
-    const double if_wrong = static_cast<double>(n + 1) * lora_seconds() + check_seconds(n + 2) - full.get();
-    if (if_wrong > account + most_at_once * full.get()) {
-        return false;  // one round should not lose what many have won
     }
     const double token = token_seconds();
     double       gain  = 0.0;  // seconds that the tokens of more drafts take otherwise
     for (size_t m = n + 1; m <= k; ++m) {
         rate *= rates().of_all();
         gain += rate * token;
-        if (gain > static_cast<double>(m - n) * lora_seconds() + check_seconds(m + 1) - check_seconds(n + 1)) {
+        if (gain > round_seconds(m) - round_seconds(n)) {
             return true;
         }
     }

@@ -94,6 +94,7 @@ class draft_length {
 
     double lora_seconds() const;
     double check_seconds(size_t n_tokens) const;
+    double round_seconds(size_t n_drafts) const;  // k at most
     double token_seconds() const;
     void   book(double seconds);
 

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from loradrop._core import Context, Corrector, Model, ModelError
+from loradrop.distribution import Distribution
+from loradrop.fingerprint import fingerprint
 from loradrop.fixed_text import prompt_tokens
 from loradrop.models import cache_folder
 from loradrop_convert.output import complete_file
@@ -22,9 +21,6 @@ _BEGINNINGS = range(4, 68, 2)  # positions of tokens after which drafts are trie
 _DRAFTS = 2  # after each
 _N_TOKENS = _BEGINNINGS[-1] + 1 + _DRAFTS
 _FIRST_STEPS = 5  # runs that are tried first, about so many
-_FINGERPRINTED = ("output_norm.weight", "token_embd_norm.weight")
-
-FloatArray = npt.NDArray[np.float32]
 
 
 def draft_layers(model: Model, n: int) -> list[int]:
@@ -47,6 +43,8 @@ def draft_layers(model: Model, n: int) -> list[int]:
     ------
     UnsupportedError
         If layers of this architecture cannot drop.
+    ValueError
+        If the model's logits are not finite.
     """
     kept = _kept_in(model, n)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -68,10 +66,7 @@ def draft_layers(model: Model, n: int) -> list[int]:
 
 
 def _kept_in(model: Model, n: int) -> Path:
-    name = hashlib.sha256(f"{_VERSION} {n} {model.layout_hash}".encode())
-    for tensor in _FINGERPRINTED:
-        with contextlib.suppress(IndexError):
-            name.update(model.tensor_bytes(tensor))
+    name = hashlib.sha256(f"{_VERSION} {n} {model.layout_hash} {fingerprint(model)}".encode())
     return cache_folder() / "draft_layers" / f"{name.hexdigest()}.json"
 
 
@@ -102,7 +97,7 @@ class _Trial:
         }
         full = Context(model, **{**self.options, "n_seq_max": 1})
         full.decode(tokens, outputs=[True] * len(tokens))
-        self.expected = [_log_softmax(full.logits(i)) for i in range(len(tokens))]
+        self.expected = [Distribution(full.logits(i)) for i in range(len(tokens))]
         full.close()
 
     def divergence(self, first: int) -> float:
@@ -128,20 +123,7 @@ class _Trial:
             batch = [self.tokens[position] for position in positions]
             context.decode(batch, seq_ids=seq_ids, positions=positions, outputs=[True] * len(batch))
             if distance:
-                total += sum(
-                    _divergence(self.expected[p], _log_softmax(context.logits(i))) for i, p in enumerate(positions)
-                )
+                ours = (Distribution(context.logits(i)) for i in range(len(positions)))
+                total += sum(self.expected[p].divergence(one) for p, one in zip(positions, ours, strict=True))
         context.close()
         return total / (_DRAFTS * len(_BEGINNINGS))
-
-
-def _log_softmax(logits: FloatArray) -> FloatArray:
-    shifted = logits - logits.max()
-    out: FloatArray = shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
-    return out
-
-
-def _divergence(expected: FloatArray, ours: FloatArray) -> float:
-    """Return the Kullback-Leibler divergence of ours from what is expected, both as logarithms."""
-    probable = np.isfinite(expected) & (expected > -30)
-    return float((np.exp(expected[probable]) * (expected[probable] - ours[probable])).sum(dtype=np.float64))

@@ -23,6 +23,11 @@ def greedy_tokens(context: Context, prompt: list[int], n_tokens: int) -> list[in
     """Return the tokens that a context decodes after a prompt, each the most probable one, up to and past any end."""
     context.clear()
     context.decode(prompt)
+    return greedy_continuation(context, n_tokens)
+
+
+def greedy_continuation(context: Context, n_tokens: int) -> list[int]:
+    """Return the tokens that a context decodes after what it has decoded, as `greedy_tokens`."""
     tokens: list[int] = []
     for _ in range(n_tokens):
         tokens.append(int(context.logits().argmax()))

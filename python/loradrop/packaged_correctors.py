@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from loradrop._core import Model
+from loradrop.fingerprint import fingerprint
 
 FOLDER = Path(__file__).parent / "correctors"
-FINGERPRINTED = "output_norm.weight"  # small, never quantised, and another one after any further training
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PackagedCorrector:
     refresh : {"single", "refill"}
         The refresh policy that it was trained for.
     fingerprint : str
-        SHA-256 of the weights of the model's last norm, in hexadecimal digits.
+        As `fingerprint` gives it.
     """
 
     file_name: str
@@ -65,7 +64,7 @@ def packaged_corrector(model: Model, refresh: str | None = None) -> Path | None:
     alike = [known for known in PACKAGED_CORRECTORS if known.layout_hash == model.layout_hash]
     if not alike:
         return None
-    fingerprint = hashlib.sha256(model.tensor_bytes(FINGERPRINTED)).hexdigest()
-    same = [known for known in alike if known.fingerprint == fingerprint]
+    ours = fingerprint(model)
+    same = [known for known in alike if known.fingerprint == ours]
     best = sorted(same, key=lambda known: refresh not in (None, known.refresh))
     return FOLDER / best[0].file_name if best else None

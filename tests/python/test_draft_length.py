@@ -201,6 +201,17 @@ def test_a_round_is_never_longer_than_k() -> None:
     rule.lora_took(0.01)
     assert rule.begins() and rule.goes_on([9.0])
     assert not rule.goes_on([9.0, 9.0])
+    assert not rule.goes_on([9.0] * 100)
+
+
+@pytest.mark.parametrize("margin", [math.nan, math.inf, -math.inf, -1.0, 1e30])
+def test_any_margin_has_a_rate(margin: float) -> None:
+    rule = DraftLength(K)
+    rule.full_took(1.0)
+    rule.lora_took(0.1)
+    for _ in range(200):
+        rule.came_to(margin, False)
+    assert not rule.goes_on([margin])
 
 
 @pytest.mark.parametrize("call", [lambda: DraftLength(0)])

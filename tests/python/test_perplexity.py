@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 import tiny
 from loradrop._core import Context, CorrectorError, Model
 from loradrop.cli import main
+from loradrop.distribution import Distribution
 from loradrop.evaluate import Estimate, Point, Report, Scores, perplexity, windows
-from loradrop.evaluate.distribution import Distribution
 from loradrop.evaluate.interval import t_quantile
 from loradrop.evaluate.windows import text_windows
 from reference import Decoder, Entry, layers_for

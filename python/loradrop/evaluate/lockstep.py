@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loradrop._core import Context
-from loradrop.evaluate.distribution import Distribution
+from loradrop.distribution import Distribution
 from loradrop.state_store import Tokens
 
 BATCHES_AT_ONCE = 3  # of which the full model's distributions are kept
