@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from loradrop._core import Context, Corrector, Model, ModelError
 from loradrop.distribution import Distribution
 from loradrop.fingerprint import fingerprint
 from loradrop.fixed_text import prompt_tokens
-from loradrop.models import cache_folder
-from loradrop_convert.output import complete_file
+from loradrop.kept import keep, kept_path, read_kept
 
 _VERSION = 1  # of the way in which they are found
 _BEGINNINGS = range(4, 68, 2)  # positions of tokens after which drafts are tried
@@ -46,11 +41,10 @@ def draft_layers(model: Model, n: int) -> list[int]:
     ValueError
         If the model's logits are not finite.
     """
-    kept = _kept_in(model, n)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        first = int(json.loads(kept.read_text())["first"])
-        if 1 <= first <= model.n_layer - 1 - n:
-            return list(range(first, first + n))
+    kept = kept_path("draft_layers", _VERSION, n, model.layout_hash, fingerprint(model))
+    first = read_kept(kept).get("first")
+    if isinstance(first, int) and 1 <= first <= model.n_layer - 1 - n:
+        return list(range(first, first + n))
     if 0 < model.n_ctx_train < _N_TOKENS:
         return Corrector.none(model).layers[:n]
     try:
@@ -58,16 +52,8 @@ def draft_layers(model: Model, n: int) -> list[int]:
     except ModelError:
         return Corrector.none(model).layers[:n]
     first = _least(range(1, model.n_layer - n), _Trial(model, n, tokens).divergence)
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(kept, force=True) as temporary:
-            temporary.write_text(json.dumps({"model": model.description, "n": n, "first": first}))
+    keep(kept, {"model": model.description, "n": n, "first": first})
     return list(range(first, first + n))
-
-
-def _kept_in(model: Model, n: int) -> Path:
-    name = hashlib.sha256(f"{_VERSION} {n} {model.layout_hash} {fingerprint(model)}".encode())
-    return cache_folder() / "draft_layers" / f"{name.hexdigest()}.json"
 
 
 def _least(places: range, value: Callable[[int], float]) -> int:

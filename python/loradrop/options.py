@@ -10,13 +10,14 @@ from loradrop._core import Corrector, CorrectorError, Model
 from loradrop.checks import check_bool, check_choice, check_float, check_int
 from loradrop.draft_layers import draft_layers
 from loradrop.packaged_correctors import packaged_corrector
+from loradrop.recommended import best_exact_count
+from loradrop.round_pace import MOST_DRAFTS
 
 REFRESH_POLICIES = ("single", "refill", "verify")
 CORRECTED_POLICIES = ("single", "refill")  # those that correctors are made for; verify drafts as refill decodes
 DEFAULT_REFRESH = "single"  # the paper's, for correctors that name none
 DEFAULT_K = 3
 AUTO = "auto"
-MOST_AUTO_K = 7  # with the token before them eight, of which the CPU computes each as it would alone
 DEFAULT_KV_WINDOW = 64
 UNCORRECTED_RHO = 0.25  # at which drafts of a model without a corrector are mostly right
 MAX_K = 2**20
@@ -204,8 +205,8 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
         if options.refresh != "verify" and (options.rho is None or not options.allow_uncorrected):
             raise CorrectorError(_no_corrector(options, model))
         corrector = Corrector.none(model)
-    rho = _recommended_rho(corrector, options) if options.rho is None else options.rho
     refresh = options.refresh or corrector.refresh or DEFAULT_REFRESH
+    rho = _recommended_rho(corrector, options, model, refresh) if options.rho is None else options.rho
     if options.tolerance < 1 and (refresh != "verify" or rho == 0 or options.k == 0):
         raise ValueError(_idle_tolerance(options))
     if rho == 0 or options.k == 0:
@@ -219,7 +220,7 @@ def resolve_drop(options: DropOptions, model: Model) -> Drop:
     if isinstance(k, str):
         if refresh != "verify":
             raise ValueError(f"k={k!r} with refresh={refresh!r}: give a number, or refresh='verify'")
-        return Drop(corrector, rho, MOST_AUTO_K, refresh, adapt_k=True)
+        return Drop(corrector, rho, MOST_DRAFTS, refresh, adapt_k=True)
     return Drop(corrector, rho, k, refresh) if k else FULL
 
 
@@ -246,11 +247,13 @@ def _idle_tolerance(options: DropOptions) -> str:
     return f"tolerance={options.tolerance}: there are no drafts; give refresh='verify', and neither rho=0 nor k=0"
 
 
-def _recommended_rho(corrector: Corrector, options: DropOptions) -> float:
+def _recommended_rho(corrector: Corrector, options: DropOptions, model: Model, refresh: str) -> float:
     if options.k == 0:
         return 0.0
     if corrector.is_none:
         return UNCORRECTED_RHO
+    if refresh == "verify" and (best := best_exact_count(model, corrector)) is not None:
+        return best[0] / model.n_layer
     if corrector.rho is None:
         raise CorrectorError(f"rho=None: {corrector.path} names no recommended rho; give one, for example rho=0.5")
     return corrector.rho

@@ -28,11 +28,11 @@ from loradrop._core import (
 )
 from loradrop.bench import MachineFloor, batches
 from loradrop.bench.batch_report import batch_times
-from loradrop.bench.processor import processor_name
 from loradrop.bench.step_bytes import _model_sums, _products, step_bytes, step_products
 from loradrop.cli import main
 from loradrop.fixed_text import prompt_tokens
 from loradrop.options import FULL, ContextOptions
+from loradrop.processor import processor_name
 from loradrop_convert.gguf_header import read_header
 
 Q8_0 = GGMLQuantizationType.Q8_0

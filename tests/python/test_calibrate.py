@@ -27,6 +27,7 @@ from loradrop.calibrate.ridge import Moments, fit_gate, reduced_rank, ridge
 from loradrop.calibrate.schedule import single_steps
 from loradrop.calibrate.segment import SegmentFit, fit_hidden, fit_linear
 from loradrop.cli import main
+from loradrop.recommended import measured_agreements
 from loradrop.self_text import write_texts
 from loradrop.state_store import StateStore, StateWriter, Tokens, inputs_name
 from loradrop_convert.base import read_base
@@ -388,7 +389,10 @@ def test_command_writes_a_sidecar(tmp_path: Path, model_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     corrector = Corrector.load(str(out), Model(str(model_path)))
-    assert corrector is not None and corrector.k == 2 and corrector.quality
+    assert corrector is not None and corrector.k == 2
+    (agreements,) = measured_agreements(corrector, Model(str(model_path)).n_layer).values()
+    assert len(agreements) == 2
+    assert "tokens a round" in result.output and "verify: recommended rho" in result.output
     assert "exists" in CliRunner().invoke(main, arguments).output
     onto_itself = ["calibrate", str(model_path), "-o", str(model_path), "--force"]
     assert "is an input" in CliRunner().invoke(main, onto_itself).output

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from loradrop._core import Context, Corrector, CorrectorError, Model
 from loradrop.cli import main
+from loradrop.recommended import measured_agreements
 from loradrop.self_text import write_texts
 from tiny import make_model, write_gguf
 
@@ -94,6 +95,11 @@ def test_engine_measures_what_training_reports(tmp_path: Path, model_path: Path,
     lora_steps = report.points[0].by_distance[1:]
     kl = np.average([scores.kl.mean for scores in lora_steps], weights=[scores.n_tokens for scores in lora_steps])
     assert kl == pytest.approx(result.kl, rel=0.05)  # the file is F16, and so are the stored states
+    assert result.agreement_by_distance == pytest.approx(report.points[0].draft_agreements, abs=0.04)
+    corrector = Corrector.load(str(tmp_path / "corrector.gguf"), Model(str(model_path)))
+    assert corrector is not None
+    told = measured_agreements(corrector, N_LAYER)
+    assert told == {2: pytest.approx(list(result.agreement_by_distance), abs=1e-4)}
 
 
 def test_resumed_training_is_the_same(tmp_path: Path, model_path: Path, texts: Texts) -> None:
@@ -351,6 +357,7 @@ def test_command_trains_and_resumes(tmp_path: Path, model_path: Path) -> None:
     assert (tmp_path / "out" / "texts.npz").read_bytes() == before
     again = CliRunner().invoke(main, [*arguments, "--resume"])
     assert again.exit_code == 0, again.output
+    assert "tokens a round" in again.output and "verify: recommended rho" in again.output
     assert Corrector.load(str(tmp_path / "out" / "corrector.gguf"), Model(str(model_path))) is not None
 
 

@@ -11,13 +11,13 @@ from typing import TypeVar
 from loradrop._core import Context, Model, UnsupportedError, cpu_kernels, current_cpu_kernels, use_cpu_kernels
 from loradrop.bench.batch_report import BatchReport, ContextBatches, batch_times
 from loradrop.bench.machine_floor import MachineFloor, measure_floor
-from loradrop.bench.processor import processor_name
 from loradrop.checks import check_choice, check_int
 from loradrop.evaluate.contexts import UBATCH, make_contexts
 from loradrop.fixed_text import prompt_tokens
 from loradrop.loading import load_model
 from loradrop.models import resolve_model
 from loradrop.options import ContextOptions
+from loradrop.processor import processor_name
 from loradrop.progress import Progress, counter
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from loradrop.calibrate.schedule import single_steps
 from loradrop.calibrate.segment import Parts, fit_hidden, fit_linear
 from loradrop.evaluate import PointReport
 from loradrop.progress import StageProgress
-from loradrop.recommended import recommended_count
+from loradrop.recommended import draft_quality, recommended_count
 from loradrop.state_store import StateStore, Tokens
 from loradrop_convert.base import read_base
 from loradrop_convert.corrector import SEGMENT, CorrectorData
@@ -181,7 +181,7 @@ def with_quality(corrector: CorrectorData, reports: Sequence[PointReport], n_lay
                     "delta_nll": round(report.total.delta_nll.mean, 4),
                     "kl": round(report.total.kl.mean, 4),
                     "agreement": round(report.total.agreement.mean, 4),
-                    "tokens_per_round": report.tokens_per_round and round(report.tokens_per_round, 3),
+                    **draft_quality(None if report.point.refresh == "single" else report.draft_agreements),
                 }
                 for report in reports
             ],

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from loradrop.checks import check_int
+from loradrop.cli.exact_advice import exact_advice
 from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import float_list
@@ -95,3 +96,5 @@ def command(
             + ("" if per_round is None else f"; verify: {per_round:.2f} tokens a round")
         )
     click.echo(f"{corrector.reuse}, recommended rho {corrector.rho:.3f}, k {corrector.k}: {output}")
+    if advice := exact_advice(path, output):
+        click.echo(advice)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from loradrop.cli.exact_advice import exact_advice
 from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import int_list, layer_range
 from loradrop.models import resolve_model
 from loradrop.options import CORRECTED_POLICIES
+from loradrop.recommended import expected_tokens_per_round
 from loradrop_convert.corrector import REUSE_RULES
 
 TEXTS = "texts.npz"  # in OUT
@@ -167,9 +170,19 @@ def command(
         for dropped, result in results.items():
             click.echo(
                 f"layers {dropped} dropped, held out: KL {result.kl:.3f}, NLL {result.nll_rise:+.3f}, "
-                f"agreement {result.agreement:.3f}"
+                f"agreement {result.agreement:.3f}" + _drafts_text(result.agreement_by_distance)
             )
+        sidecar = out / "corrector.gguf"
+        if sidecar.exists() and (advice := exact_advice(path, sidecar)):
+            click.echo(advice)
         click.echo(f"written to {out}")
+
+
+def _drafts_text(agreements: Sequence[float]) -> str:
+    if not agreements:
+        return ""
+    by_distance = ", ".join(f"{one:.3f}" for one in agreements)
+    return f" (by distance {by_distance}); verify: {expected_tokens_per_round(agreements):.2f} tokens a round"
 
 
 def _train_options(options: dict[str, Any], seed: int) -> Any:

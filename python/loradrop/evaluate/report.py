@@ -12,6 +12,7 @@ import numpy.typing as npt
 from loradrop.evaluate.interval import CONFIDENCE, Estimate, estimate
 from loradrop.evaluate.lockstep import Measures
 from loradrop.evaluate.point import Point
+from loradrop.recommended import expected_tokens_per_round
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,15 @@ class PointReport:
     def tokens_per_round(self) -> float | None:
         """Tokens that a round of ``refresh="verify"`` with as many drafts gives where the most probable token is taken.
 
-        With q_i the agreement of LoRA step i: 1 + q_1 + q_1 q_2 + ... + q_1 ... q_k, as if drafts were right
-        independently of each other. None with ``single``, whose LoRA steps begin from a context that is not exact.
+        See `expected_tokens_per_round`. None with ``single``, whose LoRA steps begin from a context that is not
+        exact.
         """
-        if self.point.refresh == "single":
-            return None
-        rates = [scores.agreement.mean for scores in self.by_distance[1:]]
-        return 1 + float(np.cumprod(rates).sum())
+        return None if self.point.refresh == "single" else expected_tokens_per_round(self.draft_agreements)
+
+    @property
+    def draft_agreements(self) -> list[float]:
+        """The agreement of the first, second, ... LoRA step after a full step, [0, 1]."""
+        return [scores.agreement.mean for scores in self.by_distance[1:]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures by name."""

@@ -229,7 +229,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a line to a CSV file, and the heading if it is the first."""
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
         if new:
             writer.writeheader()
         writer.writerow(row)

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast
 from loradrop.checks import check_choice, check_float, check_int
 from loradrop.options import MAX_INT32, REFRESH_POLICIES
 from loradrop.progress import StageProgress, counter
-from loradrop.recommended import recommended_count
+from loradrop.recommended import draft_quality, recommended_count
 from loradrop.self_text import MAX_SEED
 from loradrop.state_store import StateStore
 from loradrop.train.batches import Batch, BatchSource, kv_layers_needed, layers_needed
@@ -217,13 +217,27 @@ def write_result(
     losses: dict[int, float] = {}
     for count, found in zip(counts, result.values(), strict=True):
         losses.setdefault(count, found.nll_rise)  # of runs as long as each other the engine takes the first
+    n_layer = student.decoder.n_layer
     data = replace(
         _data(student, options),
-        rho=recommended_count(losses) / student.decoder.n_layer,
+        rho=recommended_count(losses) / n_layer,
         k=max(options.ks),
         quality={
             "trained on": f"{options.refresh}, k in {list(options.ks)}",
-            "held out": {dropped: asdict(found) for dropped, found in result.items()},
+            "measured on": "texts set apart from the training's",
+            "points": [
+                {
+                    "rho": round(count / n_layer, 4),
+                    "k": max(options.ks),
+                    "refresh": options.refresh,
+                    "layers": dropped,
+                    "delta_nll": round(found.nll_rise, 4),
+                    "kl": round(found.kl, 4),
+                    "agreement": round(found.agreement, 4),
+                    **draft_quality(found.agreement_by_distance),
+                }
+                for count, (dropped, found) in zip(counts, result.items(), strict=True)
+            ],
         },
     )
     base = read_base(model) if Path(model).is_file() else None
