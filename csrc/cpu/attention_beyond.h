@@ -1,5 +1,4 @@
-// Products of the elements of keys and queries beyond those that ggml takes in vectors: where it counts in 16 bits,
-// these are all of a head of 64.
+// Products of the elements of keys and queries beyond those that ggml takes in vectors.
 #pragma once
 
 #include "cpu/attention_scores.h"

@@ -16,7 +16,6 @@ namespace loradrop::cpu {
 // V's lanes: sums are kept in 16 bits, rounded after each cell.
 struct eight_lanes {
     using vector               = __m256;
-    using weight               = float;
     static constexpr int width = 8;
 
     static vector load(const ggml_fp16_t * p) {
@@ -26,7 +25,7 @@ struct eight_lanes {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
     }
     static vector rounded(vector v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-    static vector broadcast(const weight * w) { return _mm256_broadcast_ss(w); }
+    static vector broadcast(const float * w) { return _mm256_broadcast_ss(w); }
     static vector add_product(vector sum, vector v, vector w) { return rounded(_mm256_fmadd_ps(v, w, sum)); }
     static vector product(vector v, vector w) { return rounded(_mm256_mul_ps(v, w)); }
 };
@@ -34,7 +33,6 @@ struct eight_lanes {
 #    ifdef __AVX512F__
 struct sixteen_lanes {
     using vector               = __m512;
-    using weight               = float;
     static constexpr int width = 16;
 
     static vector load(const ggml_fp16_t * p) {
@@ -44,39 +42,20 @@ struct sixteen_lanes {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
     }
     static vector rounded(vector v) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-    static vector broadcast(const weight * w) { return _mm512_set1_ps(*w); }
+    static vector broadcast(const float * w) { return _mm512_set1_ps(*w); }
     static vector add_product(vector sum, vector v, vector w) { return rounded(_mm512_fmadd_ps(v, w, sum)); }
     static vector product(vector v, vector w) { return rounded(_mm512_mul_ps(v, w)); }
 };
 #    endif
 
-#    ifdef __AVX512FP16__
-// Here ggml adds and multiplies in 16 bits.
-struct thirty_two_lanes {
-    using vector               = __m512h;
-    using weight               = uint32_t;  // the same 16 bits twice, for 32 can be broadcast by a load alone
-    static constexpr int width = 32;
-
-    static vector load(const ggml_fp16_t * p) { return _mm512_loadu_ph(p); }
-    static void   store(ggml_fp16_t * p, vector v) { _mm512_storeu_ph(p, v); }
-    static vector broadcast(const weight * w) { return _mm512_castsi512_ph(_mm512_set1_epi32(static_cast<int>(*w))); }
-    static vector add_product(vector sum, vector v, vector w) { return _mm512_fmadd_ph(v, w, sum); }
-    static vector product(vector v, vector w) { return _mm512_mul_ph(v, w); }
-};
-#    endif
-
 // What ggml calls GGML_F16_VEC, of which it takes four at a time. Elements beyond the last four are scalars to it.
-#    if defined(__AVX512FP16__)
-using ggml_lanes = thirty_two_lanes;
-#    elif defined(__AVX512F__)
+#    ifdef __AVX512F__
 using ggml_lanes = sixteen_lanes;
 #    else
 using ggml_lanes = eight_lanes;
 #    endif
 constexpr int ggml_step = 4 * ggml_lanes::width;
 static_assert(ggml_step == GGML_F16_STEP && ggml_lanes::width == GGML_F16_EPR, "ggml counts in other vectors");
-
-constexpr bool counts_in_16_bits = ggml_lanes::width == 32;
 
 // The first elements of a row, which ggml takes in vectors.
 constexpr int in_vectors(int64_t n) {

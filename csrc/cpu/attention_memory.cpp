@@ -37,14 +37,13 @@ attention_memory lay_out(const ggml_tensor & op, int pairs, void * start) {
     m.operands.pairs          = pairs;
     m.operands.in_vectors     = vectors;
     m.operands.beyond         = beyond;
-    m.operands.queries        = r.take<score_element>(static_cast<int64_t>(pairs) * vectors);
+    m.operands.queries        = r.take<float>(static_cast<int64_t>(pairs) * vectors);
     m.operands.queries_beyond = r.take<double>(static_cast<int64_t>(pairs) * beyond);
-    m.operands.key            = r.take<score_element>(counts_in_16_bits ? 0 : vectors);
+    m.operands.key            = r.take<float>(vectors);
     m.operands.keys_beyond    = r.take<double>(static_cast<int64_t>(beyond) * block_cells);
     m.values.pairs            = pairs;
     m.values.size             = value_size;
     m.values.sums             = r.take<ggml_fp16_t>(static_cast<int64_t>(pairs) * value_size);
-    m.values.weights          = r.take<uint32_t>(counts_in_16_bits ? n_scores : 0);
     m.softmax.highest         = r.take<float>(most_pairs);
     m.softmax.sum             = r.take<float>(most_pairs);
     m.scores                  = r.take<float>(n_scores);

@@ -21,13 +21,9 @@ static ggml_fp16_t to_half(float x) {
 }
 
 void set_query(const score_operands & to, int pair, const float * query) {
-    score_element * q = to.queries + static_cast<int64_t>(pair) * to.in_vectors;
+    float * q = to.queries + static_cast<int64_t>(pair) * to.in_vectors;
     for (int i = 0; i < to.in_vectors; ++i) {
-        if constexpr (counts_in_16_bits) {
-            q[i] = static_cast<score_element>(to_half(query[i]));
-        } else {
-            q[i] = static_cast<score_element>(to_float(to_half(query[i])));
-        }
+        q[i] = to_float(to_half(query[i]));
     }
     double * beyond = to.queries_beyond + static_cast<int64_t>(pair) * to.beyond;
     for (int i = 0; i < to.beyond; ++i) {
@@ -35,18 +31,9 @@ void set_query(const score_operands & to, int pair, const float * query) {
     }
 }
 
-static const score_element * as_elements(const ggml_fp16_t * key, [[maybe_unused]] const score_operands & with) {
-#    ifdef __AVX512FP16__
-    return key;
-#    else
-    ggml_cpu_fp16_to_fp32(key, with.key, with.in_vectors);
-    return with.key;
-#    endif
-}
-
 // Stores for each of some queries the vector whose sum is its product with the key.
 template <int Pairs>
-static void multiply(const score_element * key, const score_element * queries, int n, score_element * to) {
+static void multiply(const float * key, const float * queries, int n, float * to) {
     score_vector sum[Pairs][4];
     for (int p = 0; p < Pairs; ++p) {
         for (int j = 0; j < 4; ++j) {
@@ -71,38 +58,38 @@ static void score_in_vectors(const score_operands & with, const ggml_fp16_t * co
     constexpr int most    = 128;                      // vectors that wait to be added up
     constexpr int at_once = score_lane == 8 ? 2 : 4;  // pairs whose sums fit into the registers
     static_assert(most >= most_pairs);
-    alignas(64) score_element vectors[most * score_lane];
+    alignas(64) float vectors[most * score_lane];
 
     // As many cells as fill whole groups of vectors, where those fit.
     const int whole = score_lane / std::gcd(with.pairs, score_lane);
     const int fit   = most / with.pairs;
     const int step  = fit < whole ? fit : fit / whole * whole;
     for (int c = 0; c < cells; c += step) {
-        const int       end = std::min(c + step, cells);
-        score_element * to  = vectors;
+        const int end = std::min(c + step, cells);
+        float *   to  = vectors;
         for (int i = c; i < end; ++i) {
-            const score_element * key   = as_elements(keys[i], with);
-            const score_element * query = with.queries;
-            int                   p     = 0;
+            ggml_cpu_fp16_to_fp32(keys[i], with.key, with.in_vectors);
+            const float * query = with.queries;
+            int           p     = 0;
             for (; p + at_once <= with.pairs; p += at_once) {
-                multiply<at_once>(key, query, with.in_vectors, to);
+                multiply<at_once>(with.key, query, with.in_vectors, to);
                 query += at_once * with.in_vectors;
                 to += at_once * score_lane;
             }
             for (; p + 2 <= with.pairs; p += 2) {
-                multiply<2>(key, query, with.in_vectors, to);
+                multiply<2>(with.key, query, with.in_vectors, to);
                 query += 2 * with.in_vectors;
                 to += 2 * score_lane;
             }
             if (p < with.pairs) {
-                multiply<1>(key, query, with.in_vectors, to);
+                multiply<1>(with.key, query, with.in_vectors, to);
                 to += score_lane;
             }
         }
         const auto done = (to - vectors) % (score_lane * score_lane);
-        std::fill(to, to + (done ? score_lane * score_lane - done : 0), score_element{0});
+        std::fill(to, to + (done ? score_lane * score_lane - done : 0), 0.0f);
         float * sums = scores + c * with.pairs;
-        for (const score_element * from = vectors; from < to; from += score_lane * score_lane) {
+        for (const float * from = vectors; from < to; from += score_lane * score_lane) {
             add_up(from, sums);
             sums += score_lane;
         }

@@ -12,22 +12,15 @@ constexpr int block_cells = 32;
 // Pairs of a head and a query that are computed at once; their bits fit into one word.
 constexpr int most_pairs = 64;
 
-// What is multiplied: keys as they are stored where ggml multiplies 16 bits, floats elsewhere.
-#    ifdef __AVX512FP16__
-using score_element = ggml_fp16_t;
-#    else
-using score_element = float;
-#    endif
-
 // The queries of some pairs of a head and a query, in the form in which they are multiplied, and room for the keys.
 struct score_operands {
-    int             pairs;
-    int             in_vectors;      // elements that ggml multiplies in vectors: in_vectors(head size)
-    int             beyond;          // the rest, of which ggml adds up the products one by one, in double
-    score_element * queries;         // [pair][in_vectors]
-    double *        queries_beyond;  // [pair][beyond]
-    score_element * key;             // [in_vectors]
-    double *        keys_beyond;     // [beyond][block_cells]
+    int      pairs;
+    int      in_vectors;      // elements that ggml multiplies in vectors: in_vectors(head size)
+    int      beyond;          // the rest, of which ggml adds up the products one by one, in double
+    float *  queries;         // [pair][in_vectors]
+    double * queries_beyond;  // [pair][beyond]
+    float *  key;             // [in_vectors]
+    double * keys_beyond;     // [beyond][block_cells]
 };
 
 void set_query(const score_operands & to, int pair, const float * query);

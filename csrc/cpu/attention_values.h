@@ -8,12 +8,11 @@ namespace loradrop::cpu {
 
 struct value_sums {
     int           pairs;
-    int           size;     // of a value
-    ggml_fp16_t * sums;     // [pair][size]
-    uint32_t *    weights;  // [block_cells * pairs], room for weights in 16 bits; unused where ggml counts in 32
+    int           size;  // of a value
+    ggml_fp16_t * sums;  // [pair][size]
 };
 
-// `weights` as softmax_block gives them, and it may read up to 15 more.
+// `weights` as softmax_block gives them.
 void add_values(const value_sums & to, const ggml_fp16_t * const * values, int cells, const block_bits & bits,
                 const float * weights);
 

@@ -21,6 +21,12 @@ size_t loradrop_cpu_work_size(const struct ggml_tensor * op, int n_threads);
 // own code is asked for.
 int loradrop_cpu_small_batch(void);
 
+// Waits until an int that another thread changes atomically is not what it was before.
+void loradrop_cpu_wait(const void * value, int before);
+
+// Wakes those that wait for an int that has just been changed.
+void loradrop_cpu_wake(const void * value);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ def make_case(
     )
 
 
-# head sizes on both sides of every number of elements that some build of ggml takes at once (32, 64 or 128)
+# head sizes on both sides of every number of elements that some build of ggml takes at once (32 or 64)
 SIZES = [(32, 32), (40, 72), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (160, 160), (256, 256), (576, 512)]
 
 
@@ -190,6 +190,17 @@ def test_a_causal_batch_in_a_padded_cache() -> None:
     case.k[:, :, n_past + n_query :] = np.nan
     case.v[:, :, n_past + n_query :] = np.inf
     assert same_bits(case.attend(), result)
+
+
+@pytest.mark.parametrize("kernels", _core.cpu_kernels())
+@pytest.mark.parametrize("n_query", [1, 4, 70])
+def test_products_beyond_what_16_bits_hold(kernels: str, n_query: int) -> None:
+    case = make_case(n_query=n_query, n_cells=70, size=(128, 128))
+    far = np.zeros(128, np.float32)
+    far[:2] = 300.0, -200.0  # as the bias of some models' keys has it
+    case = replace(case, q=case.q + far, k=case.k + far)
+    assert (case.q @ np.repeat(case.k, 6, axis=1).swapaxes(2, 3)).min() > 100_000
+    np.testing.assert_allclose(case.attend(kernels=kernels), case.exact(), atol=0.03)
 
 
 def test_a_query_that_sees_nothing_gets_zeros() -> None:
