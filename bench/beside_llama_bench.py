@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from loradrop._core import Context, Model
+from loradrop._core import Context, Model, usable_processors
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "native"))
 from stock_tools import build_stock_tool
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--build-dir", type=Path, default=Path("build/stock"))
     args = parser.parse_args()
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -25,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from exact_speed import answer, prompts
+
 from loradrop import Llama
+from loradrop._core import usable_processors
 from loradrop.bench.report import Spread
 from loradrop.cli.points import parse_k
 
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=140)
     parser.add_argument("--temperature", type=float, action="append")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--build-dir", type=Path, default=Path("build/server"))
     args = parser.parse_args()
     program = build_stock_tool("llama-server", args.build_dir)

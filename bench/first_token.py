@@ -10,12 +10,13 @@ The file is in the system's cache. Prints medians, the least and the greatest. N
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from loradrop._core import usable_processors
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "native"))
 from stock_tools import build_stock_tool
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rho", type=float, default=0.5)
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--build-dir", type=Path, default=Path("build/stock"))
     args = parser.parse_args()
 

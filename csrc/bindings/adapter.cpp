@@ -24,7 +24,7 @@ static llama_adapter_lora * load(const model & base, const std::string & path) {
 }
 
 adapter::adapter(std::shared_ptr<model> base_, const std::string & path) :
-    base(std::move(base_)), path(path), handle(load(*base, path)) {
+    base(std::move(base_)), path(path), weights(base), handle(load(*base, path)) {
 }
 
 void register_adapter(py::module_ & m) {

@@ -15,10 +15,11 @@ class adapter {
 
     llama_adapter_lora * get() const { return handle.get(); }
 
-    const std::shared_ptr<model> base;  // outlives the handle
+    const std::shared_ptr<model> base;
     const std::string            path;
 
   private:
+    const model::use       weights;  // outlives the handle
     llama_adapter_lora_ptr handle;
 };
 

@@ -6,6 +6,8 @@
 namespace loradrop::bindings {
 
 void register_errors(pybind11::module_ & m);
+void register_gil(pybind11::module_ & m);
+void register_processors(pybind11::module_ & m);
 void register_log(pybind11::module_ & m);
 void register_model(pybind11::module_ & m);
 void register_adapter(pybind11::module_ & m);

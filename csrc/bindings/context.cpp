@@ -1,7 +1,9 @@
 #include "context.h"
 
 #include "errors.h"
+#include "gil.h"
 #include "log.h"
+#include "processors.h"
 
 #include "loradrop/cache_size.h"
 #include "loradrop/engine.h"
@@ -17,7 +19,6 @@
 #include <limits>
 #include <map>
 #include <new>
-#include <thread>
 
 namespace py = pybind11;
 
@@ -67,7 +68,7 @@ static void check_memory(const llama_model & model, const llama_context_params &
 
 // More threads than processors would only wait for each other.
 static int32_t thread_count(int32_t asked, bool for_batch) {
-    const auto n = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+    const int32_t n = usable_processors();
     if (asked > 0) {
         return std::min(asked, n);
     }
@@ -84,7 +85,7 @@ static uint32_t usable_cells(uint32_t n_ctx, uint32_t n_seq_max, int64_t n_posit
 }
 
 context::context(std::shared_ptr<model> base_, const context_options & options, const lora_drop_params * drop) :
-    base(std::move(base_)), n_positions(position_limit(*base->get())) {
+    base(std::move(base_)), n_positions(position_limit(*base->get())), weights(std::make_unique<model::use>(base)) {
     const abort_guard    guard;
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = usable_cells(options.n_ctx, options.n_seq_max, n_positions);
@@ -150,6 +151,9 @@ void context::set_adapters(const std::vector<scaled_adapter> & chosen) {
 }
 
 context::~context() {
+    if (is_of_another_process()) {
+        abandon();
+    }
     handle.reset();  // before the threads it uses
 }
 
@@ -160,18 +164,31 @@ void context::check_idle() const {
 }
 
 void context::close() {
+    if (is_of_another_process()) {
+        abandon();
+        return;
+    }
     check_idle();
     handle.reset();
     threads.reset();
+    adapters.clear();
+    weights.reset();
 }
 
 void context::abandon() {
-    new auto(std::make_pair(base, adapters));  // whose weights the threads may still read
+    base->leave();  // the threads may still read its weights, and those of the adapters
+    new auto(std::move(adapters));
+    weights.reset();
     (void)handle.release();
     (void)threads.release();
 }
 
 llama_context * context::get() const {
+    if (is_of_another_process()) {
+        throw decode_error(
+            "the context belongs to the process that has made it, and fork() has copied it without its "
+            "threads: make a new one in this process");
+    }
     if (broken) {
         throw decode_error("an earlier failure has left the context unusable; make a new one");
     }
@@ -202,6 +219,9 @@ bool context::should_stop(void * data) {
     auto * self = static_cast<context *>(data);
     if (self->settling) {
         return false;
+    }
+    if (interpreter_ends()) {
+        return true;
     }
     if (self->check_fails && self->operations_left == 0) {
         GGML_ABORT("abort_after() has asked for it");
@@ -241,8 +261,8 @@ void context::run(const std::function<void(llama_context &)> & work) {
     last_signal_check = std::chrono::steady_clock::now();
     busy              = true;
     try {
-        const py::gil_scoped_release release;
-        const abort_guard            guard;
+        const gil_released release;
+        const abort_guard  guard;
         settling = true;
         ctx->memory_update(false);
         settling = false;

@@ -108,11 +108,13 @@ class context {
   private:
     static bool should_stop(void * self);
 
+    bool is_of_another_process() const { return fork != fork_count(); }
     void check_idle() const;
     void check_positions(const batch_request & request, const std::vector<llama_seq_id> & ids) const;
 
     // Lets go of what cannot be freed: when a check fails amid a graph, the other threads wait for this one at a
-    // barrier that it will not reach, so joining them would never return.
+    // barrier that it will not reach, so joining them would never return; and in a process that fork() has made there
+    // are no such threads.
     void abandon();
 
     void set_adapters(const std::vector<scaled_adapter> & chosen);
@@ -121,6 +123,8 @@ class context {
         void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
     };
 
+    const int                                            fork = fork_count();
+    std::unique_ptr<model::use>                          weights;  // null when closed
     std::unique_ptr<state_capture>                       capture;  // null when nothing is captured
     std::unique_ptr<node_times>                          times;    // null when nothing is timed
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads;

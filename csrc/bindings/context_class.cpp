@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "context.h"
 #include "errors.h"
+#include "gil.h"
 #include "log.h"
 
 #include "loradrop/engine.h"
@@ -200,7 +201,7 @@ adapters are pairs of an Adapter and its scale; a LoRA step leaves out what they
 
 Of a model with a table of positions a sequence can take no more than the table has, and n_ctx is lowered to that.
 
-n_threads and n_threads_batch: 0 chooses; more than there are processors takes all.
+n_threads and n_threads_batch: 0 chooses; more than the processors that the process may use takes all of these.
 
 Raises ValueError for a bad argument, CorrectorError for a corrector that was loaded for another model, UnsupportedError
 for a model that LoRA-Drop cannot serve, RuntimeError or MemoryError for lack of memory, LoradropError for a failed check
@@ -220,7 +221,7 @@ of the engine.
                      scaled.push_back({lora, scale});
                  }
                  const auto drop = drop_params(*base, std::move(c), rho, k, refresh, kv_window, draft_rows, adapt_k);
-                 const py::gil_scoped_release release;
+                 const gil_released release;
                  return std::make_unique<context>(
                      std::move(base),
                      context_options{n_ctx, n_batch, n_ubatch, n_seq_max, n_threads, n_threads_batch,

@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 #include "errors.h"
+#include "gil.h"
 #include "model.h"
 
 #include "loradrop/drop_plan.h"
@@ -28,7 +29,7 @@ What replaces the droppable layers of a model in a LoRA step.
                 const abort_guard guard;
                 return hold(corrector::load(path, *base.get()));
             },
-            py::arg("path"), py::arg("model"), py::call_guard<py::gil_scoped_release>(),
+            py::arg("path"), py::arg("model"), py::call_guard<gil_released>(),
             "Reads and checks the corrector in a GGUF file: a model's own, or a sidecar. None when the file has none. "
             "Raises CorrectorError when there is one that cannot be used with the model.")
         .def_static(

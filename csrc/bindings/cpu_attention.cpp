@@ -1,6 +1,7 @@
 // One attention by itself, for tests and measurements.
 #include "bindings.h"
 #include "errors.h"
+#include "gil.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -117,7 +118,7 @@ static floats attend(const floats & q, const floats & k, const floats & v, const
     }
     floats result({streams, queries, heads, value_size});
     {
-        const py::gil_scoped_release release;
+        const gil_released release;
         ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
         if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
             throw std::runtime_error("attend: ggml has failed");

@@ -6,6 +6,9 @@
 
 #include "ggml.h"
 
+#include <cstdio>
+#include <thread>
+
 namespace py = pybind11;
 
 namespace loradrop::bindings {
@@ -24,6 +27,12 @@ static void on_abort(const char * message) {
     if (guarded) {
         throw engine_abort(message);
     }
+    std::fprintf(stderr, "%s\n", message);  // the last words of a process that ends
+}
+
+// On a thread of its own, where no exception can be caught.
+static void fail_check(const std::string & message) {
+    std::thread([&] { GGML_ABORT("%s", message.c_str()); }).join();
 }
 
 // An exception class that is also of a built-in kind, so that callers may catch either. Lives as long as the process.
@@ -46,6 +55,7 @@ static void raise(PyObject * type, const std::string & message) {
 
 void register_errors(py::module_ & m) {
     ggml_set_abort_callback(on_abort);
+    m.def("_fail_check", fail_check, py::arg("message"), "Fails a check of ggml on a worker thread. For tests.");
 
     static PyObject * root      = nullptr;
     static PyObject * model     = nullptr;

@@ -1,5 +1,7 @@
 // What this machine can do at best, for what is measured beside it.
 #include "bindings.h"
+#include "gil.h"
+#include "processors.h"
 
 #include "cpu/machine_floor.h"
 #include "loradrop/free_memory.h"
@@ -8,7 +10,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 #include <pybind11/stl.h>
 
@@ -21,7 +22,7 @@ static py::tuple machine_floor(int64_t n_threads) {
         throw py::value_error("n_threads=" + std::to_string(n_threads) + ": give an integer of at least 1");
     }
     // as a context does: more threads than processors would only wait for each other
-    const auto n_processors = static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+    const int64_t n_processors = usable_processors();
     // an allocation that the system grants but cannot keep would end the process
     const uint64_t have = free_memory();
     if (have > 0 && have < cpu::machine_floor_buffer) {
@@ -31,7 +32,7 @@ static py::tuple machine_floor(int64_t n_threads) {
     }
     cpu::machine_floor floor{};
     {
-        const py::gil_scoped_release release;
+        const gil_released release;
         floor = cpu::measure_machine_floor(static_cast<int>(std::min(n_threads, n_processors)));
     }
     const bool multiplies = floor.products_per_second > 0;

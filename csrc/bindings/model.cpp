@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 #include "errors.h"
+#include "gil.h"
 #include "log.h"
 
 #include "loradrop/corrector.h"
@@ -43,6 +44,34 @@ static llama_model * load(const std::string & path, int32_t n_gpu_layers, bool u
 
 model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_hugepages) :
     path(path), handle(load(path, n_gpu_layers, use_mmap, use_hugepages)) {
+}
+
+model::~model() {
+    if (cannot_be_freed()) {
+        (void)handle.release();
+    }
+}
+
+// A GPU's driver does not work in a process that fork() has made.
+bool model::cannot_be_freed() const {
+    return left || fork != fork_count();
+}
+
+llama_model * model::get() const {
+    if (!handle) {
+        throw model_error(path + ": the model is closed; load it again");
+    }
+    return handle.get();
+}
+
+void model::close() {
+    if (n_users > 0) {
+        throw std::runtime_error(path + ": the model is in use; close its contexts and adapters first");
+    }
+    if (cannot_be_freed()) {
+        (void)handle.release();
+    }
+    handle.reset();
 }
 
 void model::check_token(llama_token token) const {
@@ -110,7 +139,7 @@ std::string model::piece(llama_token token, bool special) const {
 }
 
 std::string model::tensor_bytes(const std::string & name) const {
-    const ggml_tensor * tensor = handle->get_tensor(name.c_str());
+    const ggml_tensor * tensor = get()->get_tensor(name.c_str());
     if (!tensor) {
         throw std::out_of_range(path + ": no tensor " + name);
     }
@@ -152,7 +181,10 @@ Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown
 )doc")
         .def(py::init<const std::string &, int32_t, bool, bool>(), py::arg("path"), py::kw_only(),
              py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::arg("use_hugepages") = false,
-             py::call_guard<py::gil_scoped_release>())
+             py::call_guard<gil_released>())
+        .def("close", &model::close,
+             "Frees the weights; later calls raise ModelError. Raises RuntimeError while there are contexts or "
+             "adapters.")
         .def_readonly("path", &model::path)
         .def_property_readonly("arch",
                                [](const model & self) {

@@ -1,8 +1,11 @@
 // A loaded model, shared by the contexts and samplers made from it.
 #pragma once
 
+#include "forked.h"
+
 #include "llama-cpp.h"
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,10 +17,35 @@ class model {
     // Throws model_error.
     model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_hugepages);
 
-    llama_model *       get() const { return handle.get(); }
+    ~model();
+
+    model(const model &)             = delete;
+    model & operator=(const model &) = delete;
+
+    // Throws model_error when closed.
+    llama_model *       get() const;
     const llama_vocab * vocab() const { return llama_model_get_vocab(get()); }
 
     const std::string path;
+
+    // What needs the weights holds one of these.
+    class use {
+      public:
+        explicit use(std::shared_ptr<model> of) : of(std::move(of)) { ++this->of->n_users; }
+        ~use() { --of->n_users; }
+
+        use(const use &)             = delete;
+        use & operator=(const use &) = delete;
+
+      private:
+        const std::shared_ptr<model> of;
+    };
+
+    // Frees the weights. Throws std::runtime_error while they are in use.
+    void close();
+
+    // From now on the weights stay in memory for good.
+    void leave() { left = true; }
 
     std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special) const;
     std::string              detokenize(const std::vector<llama_token> & tokens, bool special) const;
@@ -33,7 +61,12 @@ class model {
     // Throws model_error.
     void check_tokenizer() const;
 
-    llama_model_ptr handle;
+    bool cannot_be_freed() const;
+
+    llama_model_ptr  handle;
+    std::atomic<int> n_users{0};
+    bool             left = false;
+    const int        fork = fork_count();
 };
 
 }  // namespace loradrop::bindings

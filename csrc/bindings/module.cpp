@@ -8,6 +8,8 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "Native core of loradrop: llama.cpp with LoRA-Drop decoding.";
 
     register_errors(m);
+    register_gil(m);
+    register_processors(m);
     register_log(m);
     llama_backend_init();
     register_model(m);

@@ -1,7 +1,9 @@
 // llama.cpp's own quantisation.
 #include "bindings.h"
 #include "errors.h"
+#include "gil.h"
 #include "log.h"
+#include "processors.h"
 
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -167,8 +169,8 @@ static void quantize(const std::string & source, const std::string & target, con
     llama_model_quantize_params params = llama_model_quantize_default_params();
     params.ftype                       = parse_type(type);
     // every thread that llama.cpp cannot start ends the process, and more than processors gain nothing
-    const auto n_processors = static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
-    params.nthread          = n_threads > 0 ? std::min(n_threads, n_processors) : n_processors;
+    const int32_t n_processors = usable_processors();
+    params.nthread             = n_threads > 0 ? std::min(n_threads, n_processors) : n_processors;
 
     const abort_guard guard;
     clear_logged_errors();
@@ -190,7 +192,7 @@ static void quantize(const std::string & source, const std::string & target, con
 void register_quantize(py::module_ & m) {
     m.def("quantize_types", quantize_types, "The types that quantize() knows, from large to small.");
     m.def("quantize", quantize, py::arg("source"), py::arg("target"), py::arg("type"), py::kw_only(),
-          py::arg("n_threads") = 0, py::call_guard<py::gil_scoped_release>(),
+          py::arg("n_threads") = 0, py::call_guard<gil_released>(),
           "Writes the model in source, a GGUF file of f32, f16 or bf16 weights, to the new file target with weights of "
           "a type of quantize_types(). n_threads: 0 or more than there are takes all processors. Raises ModelError "
           "when that fails, and then leaves no target; ValueError for an unknown type and for a target that exists "

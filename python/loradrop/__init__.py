@@ -13,6 +13,7 @@ from loradrop._core import (
 )
 from loradrop.llama import Llama
 from loradrop.stats import RequestStats
+from loradrop.turns import StreamLost
 
 try:
     __version__ = version("loradrop")
@@ -28,6 +29,7 @@ __all__ = [
     "LoradropError",
     "ModelError",
     "RequestStats",
+    "StreamLost",
     "UnsupportedError",
     "__version__",
 ]

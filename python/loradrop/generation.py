@@ -29,7 +29,7 @@ class Generation:
     Parameters
     ----------
     session : Session
-        Taken over when the iteration starts.
+        Its turn is taken when the iteration starts.
     sampler : Sampler
         Chooses the tokens.
     prompt : sequence of int
@@ -73,12 +73,17 @@ class Generation:
         self.context_full = False
 
     def run(self) -> Generator[GeneratedToken, None, None]:
-        """Yield tokens until the context is full or a newer request takes the session over.
+        """Yield tokens until the context is full.
 
         A token that ends the generation is yielded like any other. A token is decoded when the
         next one is asked for, so the last one never is.
+
+        Raises
+        ------
+        StreamLost
+            If a newer request has taken the turn.
         """
-        session = self._session
+        session, turns = self._session, self._session.turns
         step_seconds: list[float] = []
         n_taken = n_tokens = 0
 
@@ -91,8 +96,9 @@ class Generation:
                 token = self._forced[n_taken]
             return GeneratedToken(token, self._logprobs(token)), seconds
 
-        with session.lock:
-            session.owner = self
+        turn = turns.take()
+        after_prompt: ContextStats | None = None
+        try:
             if self._sampler.is_plain:
                 session.context.draft_greedily()
             else:
@@ -101,25 +107,22 @@ class Generation:
                 session.clear()
             taken, prompt_seconds = take(self._prompt)
             after_prompt = session.context.stats
-        try:
             while True:
                 n_taken += 1
                 n_tokens += not self._model.is_eog(taken.token)
+                turns.pause(turn)
                 yield taken
-                with session.lock:
-                    if session.owner is not self:
-                        return
-                    try:
-                        taken, seconds = take([taken.token])
-                    except ContextFullError:
-                        self.context_full = True
-                        return
-                    step_seconds.append(seconds)
+                turns.resume(turn)
+                try:
+                    taken, seconds = take([taken.token])
+                except ContextFullError:
+                    self.context_full = True
+                    return
+                step_seconds.append(seconds)
         finally:
-            # Not even the lock is wanted where a newer request has taken over.
-            if session.owner is self:
-                with session.lock:
-                    self._end(n_tokens, prompt_seconds, step_seconds, after_prompt)
+            if after_prompt is not None and turns.holds(turn):
+                self._end(n_tokens, prompt_seconds, step_seconds, after_prompt)
+            turns.end(turn)
 
     def run_tokens(self) -> Generator[int, None, None]:
         """Yield the tokens of `run` alone."""
@@ -134,10 +137,6 @@ class Generation:
         step_seconds: list[float],
         after_prompt: ContextStats,
     ) -> None:
-        session = self._session
-        if session.owner is not self:
-            return
-        session.owner = None
         if self._on_end is not None:
             self._on_end(
                 request_stats(
@@ -146,7 +145,7 @@ class Generation:
                     prompt_seconds=prompt_seconds,
                     step_seconds=step_seconds,
                     after_prompt=after_prompt,
-                    at_end=session.context.stats,
+                    at_end=self._session.context.stats,
                 )
             )
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from loradrop import _core
 from loradrop._core import Adapter, Context
@@ -29,10 +29,12 @@ from loradrop.stats import RequestStats
 class Llama:
     """A model and one context that decodes with LoRA-Drop.
 
-    Each request starts with an empty context. One request runs at a time: a call from another
-    thread waits for the one that runs. A stream that is open gives way: it ends at its next
-    element, without a ``finish_reason``, as soon as a newer request, `eval` or `reset` has used
-    the context.
+    Each request starts with an empty context. One request runs at a time: others wait, in the order in which they
+    came, until it has ended; a stream ends with its last element, when it is closed, or when it is garbage. An open
+    stream gives way to a request that waits, as soon as nobody has asked for its next element for ten seconds, or at
+    once where both are of the main thread; its next element is then a `StreamLost`.
+
+    A process made by ``fork`` cannot use the object of its parent: make a new one there.
 
     Parameters
     ----------
@@ -301,8 +303,7 @@ class Llama:
         )
         if stream:
             return shape.stream(pieces)
-        with session.lock:
-            return shape.whole(pieces)
+        return shape.whole(pieces)
 
     __call__ = create_completion
 
@@ -382,8 +383,7 @@ class Llama:
         shape = ChatShape(self._model, self.model_path, len(tokens), with_logprobs=bool(logprobs))
         if stream:
             return shape.stream(pieces)
-        with session.lock:
-            return shape.whole(pieces)
+        return shape.whole(pieces)
 
     # --- tokens ---------------------------------------------------------------------------------
 
@@ -435,8 +435,7 @@ class Llama:
         session = self._open_session()
         checked = self._check_tokens("tokens", tokens)
         if checked:
-            with session.lock:
-                session.owner = None
+            with session.turns.turn():
                 session.decode(checked)
 
     def generate(
@@ -517,18 +516,16 @@ class Llama:
         if len(tokens) > room:
             raise ValueError(f"tokens: {len(tokens)} of them, the context has room for {room}")
         generation = self._generation(session, prompt, SamplingOptions(), None, forced=tokens)
-        with session.lock:
-            with closing(generation.run()) as run:
-                for _ in islice(run, len(tokens) + 1):
-                    pass
-            assert self._stats is not None
-            return self._stats
+        with closing(generation.run()) as run:
+            for _ in islice(run, len(tokens) + 1):
+                pass
+        assert self._stats is not None
+        return self._stats
 
     def reset(self) -> None:
         """Empty the context."""
         session = self._open_session()
-        with session.lock:
-            session.owner = None
+        with session.turns.turn():
             session.clear()
 
     # --- what it is -----------------------------------------------------------------------------
@@ -586,13 +583,21 @@ class Llama:
     # --- the end --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the context. A stream that is open ends; calling it again does nothing."""
+        """Free the model and the context; calling it again does nothing.
+
+        Waits for a request that runs. The next element of an open stream is then a RuntimeError.
+        """
         session = self._session
-        if session is not None:
-            with session.lock:
-                session.owner = None
+        if session is None:
+            return
+        if session.process == os.getpid():
+            with session.turns.turn():
+                session.turns.close(f"the Llama of {self.model_path} is closed; make a new one")
                 session.context.close()
-            self._session = None
+        else:
+            session.context.close()
+        self._session = None
+        self._model.close()
 
     def __enter__(self) -> Llama:
         return self
@@ -605,11 +610,22 @@ class Llama:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the Llama of {self.model_path} cannot be copied or pickled, for it holds a model in memory: make another "
+            "one where it is needed"
+        )
+
     # --- inside ---------------------------------------------------------------------------------
 
     def _open_session(self) -> Session:
         if self._session is None:
             raise RuntimeError(f"the Llama of {self.model_path} is closed; make a new one")
+        if self._session.process != os.getpid():
+            raise RuntimeError(
+                f"the Llama of {self.model_path} belongs to process {self._session.process}, from which this one was "
+                "forked without its threads; make a new one in this process"
+            )
         return self._session
 
     def _pieces(

@@ -1,18 +1,16 @@
-"""The one sequence of a context: what it holds, and who may decode next."""
+"""The one sequence of a context, and what it holds."""
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Sequence
 
 from loradrop._core import Context, ContextFullError
+from loradrop.turns import Turns
 
 
 class Session:
-    """The tokens in a context, and the generation that it belongs to.
-
-    Only one generation at a time may decode. A newer one takes the session over; the older one
-    sees that it is not the `owner` any more and ends.
+    """The tokens in a context, and whose turn it is to use it.
 
     Parameters
     ----------
@@ -23,17 +21,17 @@ class Session:
 
     Attributes
     ----------
-    lock : threading.RLock
-        Held around everything that touches the context.
-    owner : object or None
-        The generation that may decode.
+    turns : Turns
+        One is held around everything that touches the context.
+    process : int
+        The process that has made it.
     """
 
     def __init__(self, context: Context, n_ctx: int) -> None:
         self.context = context
         self.n_ctx = n_ctx
-        self.lock = threading.RLock()
-        self.owner: object | None = None
+        self.turns = Turns()
+        self.process = os.getpid()
         self._tokens: list[int] = []
 
     @property

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TypedDict
 
-from loradrop._core import Context, Model
+from loradrop._core import Context, Model, usable_processors
 from loradrop.evaluate.point import Point
 from loradrop.options import FULL, ContextOptions, Drop
 
@@ -52,7 +51,7 @@ def choose_threads(n_threads: int | None, n_contexts: int) -> tuple[int, int]:
         Threads of all together; None takes as many as there are processors.
     """
     if n_threads is None:
-        n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        n_threads = usable_processors()
     return min(n_contexts, n_threads), max(1, n_threads // n_contexts)
 
 
