@@ -72,6 +72,19 @@ class context {
     // How long each operation of the last decode took. Throws std::invalid_argument without profile.
     const std::vector<node_time> & operations() const;
 
+    // Work on another thread that reads what a decode has left holds one of these.
+    class use {
+      public:
+        explicit use(context & of) : of(of) { of.busy = true; }
+        ~use() { of.busy = false; }
+
+        use(const use &)             = delete;
+        use & operator=(const use &) = delete;
+
+      private:
+        context & of;
+    };
+
     // Asks a decode that runs on another thread to stop.
     void abort() { stop = true; }
 

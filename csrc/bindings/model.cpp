@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include "bindings.h"
+#include "deep_stack.h"
 #include "errors.h"
 #include "gil.h"
 #include "log.h"
@@ -14,6 +15,7 @@
 #include <pybind11/stl.h>
 
 #include <filesystem>
+#include <limits>
 
 namespace py = pybind11;
 
@@ -88,18 +90,33 @@ void model::check_tokenizer() const {
     }
 }
 
+// Many pre-tokenizers are regular expressions of the standard library, which recurse for each character of a match:
+// some three hundred bytes of stack.
+static constexpr size_t stack_of_a_byte = 1024;
+static constexpr size_t short_text      = 4096;  // bytes, for which any stack has room
+
 std::vector<llama_token> model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
     check_tokenizer();
-    const abort_guard        guard;
+    if (text.size() > std::numeric_limits<int32_t>::max() - 2) {
+        throw std::invalid_argument("the text has " + std::to_string(text.size()) +
+                                    " bytes, at most 2 GiB can be taken");
+    }
     std::vector<llama_token> tokens(text.size() + 2);
+    int32_t                  n   = 0;
     const auto               run = [&] {
-        return llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                            static_cast<int32_t>(tokens.size()), add_special, parse_special);
+        const abort_guard guard;
+        n = llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                         static_cast<int32_t>(tokens.size()), add_special, parse_special);
+        if (n < 0) {
+            tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+            n = llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                             static_cast<int32_t>(tokens.size()), add_special, parse_special);
+        }
     };
-    int32_t n = run();
-    if (n < 0) {
-        tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
-        n = run();
+    if (text.size() <= short_text) {
+        run();
+    } else {
+        with_stack(text.size() * stack_of_a_byte, run);
     }
     tokens.resize(static_cast<size_t>(n));
     return tokens;
@@ -224,8 +241,11 @@ Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown
             py::arg("token"))
         .def(
             "tokenize",
-            [](const model & self, const py::bytes & text, bool add_special, bool parse_special) {
-                return self.tokenize(text, add_special, parse_special);
+            [](const std::shared_ptr<model> & self, const py::bytes & text, bool add_special, bool parse_special) {
+                const std::string  copy = text;
+                const model::use   weights(self);
+                const gil_released release;
+                return self->tokenize(copy, add_special, parse_special);
             },
             py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
         .def(

@@ -1,7 +1,9 @@
 #include "bindings.h"
+#include "candidates.h"
 #include "context.h"
 #include "errors.h"
-#include "log.h"
+#include "gil.h"
+#include "grammar.h"
 #include "model.h"
 
 #include "loradrop/engine.h"
@@ -39,21 +41,8 @@ struct sampling {
     std::map<llama_token, float> logit_bias;
 };
 
-// Logits of all tokens, as samplers take them.
-class candidates {
-  public:
-    candidates(const float * logits, size_t n) : all(n) {
-        for (size_t i = 0; i < n; ++i) {
-            all[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
-        }
-        view = {all.data(), all.size(), -1, false};
-    }
-
-    std::vector<llama_token_data> all;
-    llama_token_data_array        view;
-};
-
-// llama.cpp's sampler chain, in the order of its own command line tools.
+// llama.cpp's sampler chain, in the order of its own command line tools. As there, a grammar is asked about the token
+// that has been sampled, and restricts the others only where it does not allow that one.
 class sampler {
   public:
     sampler(std::shared_ptr<model> base, const sampling & s) :
@@ -74,14 +63,7 @@ class sampler {
                                               bias.data()));
         }
         if (s.grammar) {
-            clear_logged_errors();
-            const abort_guard guard;
-            llama_sampler *   g = llama_sampler_init_grammar(vocab, s.grammar->c_str(), "root");
-            if (!g) {
-                throw std::invalid_argument("grammar: not a GBNF grammar with a rule 'root': " + logged_errors());
-            }
-            grammar_at = llama_sampler_chain_n(chain.get());
-            add(g);
+            rules = std::make_unique<grammar>(this->base, *s.grammar);
         }
         add(llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), s.repeat_last_n, s.repeat_penalty,
                                          s.frequency_penalty, s.presence_penalty));
@@ -99,46 +81,59 @@ class sampler {
     }
 
     llama_token sample(context & ctx, int32_t i) {
-        const abort_guard guard;
-        const float *     logits = ctx.logits(i);  // an index without logits is an error here, not an abort there
-        if (log_tolerance >= 0.0f) {
-            return llama_sampler_sample(chain.get(), ctx.get(), i);
-        }
-        candidates own(logits, n_vocab());
-        llama_sampler_apply(chain.get(), &own.view);  // before the draft is looked at, so that each token draws once
-        llama_token token = own.view.data[own.view.selected].id;
-        const auto  draft = ctx.engine() ? ctx.engine()->drafted(0) : std::nullopt;
-        if (draft && *draft != token && is_tolerable(*draft, logits)) {
+        const float *      logits = ctx.logits(i);
+        const auto         draft  = ctx.engine() ? ctx.engine()->drafted(0) : std::nullopt;
+        const context::use in_use(ctx);
+        const gil_released release;
+        const abort_guard  guard;
+        llama_token        token = draw(logits);  // before the draft is looked at, so that each token draws once
+        if (draft && *draft != token && log_tolerance < 0.0f && is_tolerable(*draft, logits)) {
             token = *draft;
         }
-        llama_sampler_accept(chain.get(), token);
+        take(token);
         return token;
     }
 
     void accept(llama_token token) {
         base->check_token(token);
         const abort_guard guard;
-        llama_sampler_accept(chain.get(), token);
+        take(token);
     }
 
-    void reset() { llama_sampler_reset(chain.get()); }
+    void reset() {
+        llama_sampler_reset(chain.get());
+        if (rules) {
+            rules->reset();
+        }
+    }
 
     // The samplers that come after this one's choices so far, but for the grammar, which takes too long for a draft.
-    llama_sampler_ptr clone() const {
-        llama_sampler_ptr out(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-        for (int32_t i = 0; i < llama_sampler_chain_n(chain.get()); ++i) {
-            if (i != grammar_at) {
-                llama_sampler_chain_add(out.get(), llama_sampler_clone(llama_sampler_chain_get(chain.get(), i)));
-            }
-        }
-        return out;
-    }
+    llama_sampler_ptr clone() const { return llama_sampler_ptr(llama_sampler_clone(chain.get())); }
 
     const std::shared_ptr<model> base;
     const uint32_t               seed;
     const bool                   is_plain;  // takes the most probable token that the grammar allows
 
   private:
+    llama_token draw(const float * logits) const {
+        candidates own(logits, n_vocab());
+        llama_sampler_apply(chain.get(), &own.view);
+        if (!rules || rules->allows(own.selected())) {
+            return own.selected();
+        }
+        candidates allowed(logits, n_vocab());
+        rules->restrict(allowed);
+        llama_sampler_apply(chain.get(), &allowed.view);
+        return allowed.selected();
+    }
+
+    void take(llama_token token) {
+        llama_sampler_accept(chain.get(), token);
+        if (rules) {
+            rules->accept(token);
+        }
+    }
+
     void add(llama_sampler * s) { llama_sampler_chain_add(chain.get(), s); }
 
     size_t n_vocab() const { return static_cast<size_t>(llama_vocab_n_tokens(base->vocab())); }
@@ -146,6 +141,9 @@ class sampler {
     // Whether a token has enough of the best one's probability, by bias, grammar and penalties.
     bool is_tolerable(llama_token token, const float * logits) const {
         candidates shaped(logits, n_vocab());
+        if (rules) {
+            rules->restrict(shaped);
+        }
         for (int32_t i = 0; i < n_shaping; ++i) {
             llama_sampler_apply(llama_sampler_chain_get(chain.get(), i), &shaped.view);
         }
@@ -159,10 +157,10 @@ class sampler {
         return std::isfinite(own) && own - best >= log_tolerance;
     }
 
-    const float       log_tolerance;
-    llama_sampler_ptr chain;
-    int32_t           grammar_at = -1;  // in the chain
-    int32_t           n_shaping  = 0;   // samplers of the chain, from the first, that come before any is left out
+    const float              log_tolerance;
+    llama_sampler_ptr        chain;
+    std::unique_ptr<grammar> rules;
+    int32_t                  n_shaping = 0;  // samplers of the chain, from the first, that come before any is left out
 };
 
 // Draws a draft as the sampler would draw the token: with the same random numbers, so that where both distributions are
@@ -176,7 +174,7 @@ class sampled_drafts : public draft_picker {
     int32_t pick(const float * logits, size_t n) override {
         candidates own(logits, n);
         llama_sampler_apply(chain.get(), &own.view);
-        const llama_token token = own.view.data[own.view.selected].id;
+        const llama_token token = own.selected();
         llama_sampler_accept(chain.get(), token);
         return token;
     }
@@ -205,6 +203,7 @@ and IndexError for a biased token outside of the vocabulary.
                      throw std::invalid_argument("tolerance = " + std::to_string(tolerance) +
                                                  ", expected above 0 and at most 1");
                  }
+                 const gil_released release;
                  return std::make_shared<sampler>(
                      std::move(base),
                      sampling{temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty,

@@ -268,6 +268,7 @@ def write_gguf(
     chat_template: bool | str = False,
     add_bos: bool = True,
     tokenizer: bool = True,
+    pre: str | None = None,
 ) -> None:
     """Write the model as GGUF, with the corrector inside if there is one.
 
@@ -283,6 +284,8 @@ def write_gguf(
         Whether the tokenizer puts BOS before a text.
     tokenizer : bool
         Whether there is one at all.
+    pre : str, optional
+        The name of a pre-tokenizer: the tokenizer is then one of byte pairs, and merges none.
     """
     from gguf import GGUFWriter
 
@@ -303,7 +306,9 @@ def write_gguf(
     if model.n_swa:
         writer.add_sliding_window(model.n_swa)
         writer.add_sliding_window_pattern(SWA_PERIOD)
-    if tokenizer:
+    if tokenizer and pre is not None:
+        _add_byte_pairs(writer, pre)
+    elif tokenizer:
         _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
     else:
         writer.add_tokenizer_model("no_vocab")
@@ -432,6 +437,20 @@ def _add_tokenizer(writer: GGUFWriter, chat_template: str | None, add_bos: bool)
     writer.add_add_bos_token(add_bos)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
+
+
+def _add_byte_pairs(writer: GGUFWriter, pre: str) -> None:
+    from gguf import TokenType
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    pieces = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), *(f"<piece {i}>" for i in range(len(PIECES)))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(pieces)
+    writer.add_token_types([int(TokenType.CONTROL)] * 3 + [int(TokenType.NORMAL)] * (len(pieces) - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
 
 
 def _finish(writer: GGUFWriter) -> None:
