@@ -327,6 +327,17 @@ of the engine.
             "With refresh 'verify', the token that was drafted after a sequence's last one, None where none was: a "
             "decode() of it has nothing to compute.")
         .def(
+            "exact_tokens",
+            [](const context & self, llama_seq_id seq_id) {
+                self.check_sequence(seq_id);
+                const auto * e = self.engine();
+                return e ? e->exact_tokens(seq_id) : llama_memory_seq_pos_max(self.memory(), seq_id) + 1;
+            },
+            py::arg("seq_id") = 0,
+            "How many of a sequence's tokens, from the first, have K/V in the caches that a prefill of them would leave: "
+            "with 'single' the prompt, with 'refill' all up to the last refresh step as long as none has left the "
+            "window, else all.")
+        .def(
             "draft_greedily",
             [](context & self) {
                 if (loradrop::engine * e = loradrop::engine::of(*self.get())) {

@@ -7,12 +7,13 @@
 #include "llama-model.h"
 #include "llama-vocab.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace loradrop {
 
 static constexpr uint32_t state_magic   = 0x504f5244;  // "DROP"
-static constexpr uint32_t state_version = 3;
+static constexpr uint32_t state_version = 4;
 
 namespace {
 
@@ -66,20 +67,26 @@ void write_sequence(llama_io_write_i & io, const sequence & s) {
         write_value(io, r.first);
         write_value(io, r.second);
     }
+    write_value(io, s.n_exact);
+    write_value<uint8_t>(io, s.exact);
 }
 
 // k: of the context that saved it. last_stored: the last position of the sequence that has cells.
 sequence read_sequence(llama_io_read_i & io, uint32_t k, int32_t n_vocab, llama_pos last_stored) {
     sequence s;
-    s.ready         = read_value<uint8_t>(io) != 0;
-    s.sampled       = read_value<uint8_t>(io) != 0;
-    s.anchor        = read_value<int32_t>(io);
-    const auto lora = read_value<uint64_t>(io);
+    s.ready             = read_value<uint8_t>(io) != 0;
+    s.sampled           = read_value<uint8_t>(io) != 0;
+    s.anchor            = read_value<int32_t>(io);
+    const auto lora     = read_value<uint64_t>(io);
+    const bool possible = s.anchor >= -1 && s.anchor <= last_stored;
+    check_whole(possible || !s.ready, "the place of the last full step");
+    s.anchor = std::clamp(s.anchor, -1, last_stored);  // what has been cut off may have left another one
     check_whole(lora <= k, "the number of LoRA steps");
     for (uint64_t i = 0; i < lora; ++i) {
         const auto t = read_value<lora_token>(io);
         check_whole(t.token >= 0 && t.token < n_vocab, "a token");
         check_whole(t.pos > (s.lora.empty() ? -1 : s.lora.back().pos), "a position");
+        check_whole(t.pos <= last_stored + static_cast<int64_t>(k), "a position");
         s.lora.push_back(t);
     }
     s.n_missing = read_value<uint64_t>(io);
@@ -89,8 +96,12 @@ sequence read_sequence(llama_io_read_i & io, uint32_t k, int32_t n_vocab, llama_
     for (uint64_t i = 0; i < thinnable; ++i) {
         const auto first = read_value<int32_t>(io);
         const auto end   = read_value<int32_t>(io);
+        check_whole(first >= 0 && first < end && end <= last_stored + 1, "a range of positions");
         s.thinnable.emplace_back(first, end);
     }
+    s.n_exact = read_value<int32_t>(io);
+    s.exact   = read_value<uint8_t>(io) != 0;
+    check_whole(s.n_exact >= 0 && s.n_exact <= last_stored + 1, "the number of exact tokens");
     return s;
 }
 

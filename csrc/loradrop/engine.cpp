@@ -329,6 +329,11 @@ int engine::run_replays_alone(const std::vector<llama_seq_id> & replaying) {
     return 0;
 }
 
+int32_t engine::exact_tokens(llama_seq_id seq_id) const {
+    const int32_t n = mem->seq_pos_max(seq_id) + 1;
+    return params.refresh == refresh_policy::verify ? n : std::min(n, sched.at(seq_id).n_exact);
+}
+
 engine_stats engine::stats() const {
     engine_stats out = counts;
     out.ahead        = ahead.counts();

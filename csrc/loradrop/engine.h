@@ -58,6 +58,9 @@ class engine {
     // The token that a LoRA step has drafted after the sequence's last one, if the logits after it are there.
     std::optional<llama_token> drafted(llama_seq_id seq_id) const;
 
+    // How many of a sequence's tokens, from the first, have K/V in the caches that a prefill of them would leave.
+    int32_t exact_tokens(llama_seq_id seq_id) const;
+
     // Chooses drafts from now on; null: the most probable token is drafted.
     void set_picker(std::shared_ptr<draft_picker> chooser);
 

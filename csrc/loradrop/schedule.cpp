@@ -37,6 +37,10 @@ void schedule::after_lora_step(int32_t seq_id, lora_token token, bool sampled) {
 
 void schedule::after_full_step(int32_t seq_id, int32_t last, bool sampled, int32_t n_rows) {
     sequence & s = at(seq_id);
+    s.exact      = s.exact && (s.lora.empty() || replays(seq_id));
+    if (s.exact) {
+        s.n_exact = last + 1;
+    }
     if (replays(seq_id)) {
         const int32_t first = std::max(s.lora.front().pos, n_sinks);
         const int32_t end   = s.lora.back().pos + 1;
@@ -82,6 +86,10 @@ bool schedule::next_thinned(int32_t seq_id, position_range & range) {
     }
     range        = s.thinnable.front();
     range.second = std::min(range.second, end);
+    if (range.first < s.n_exact) {
+        s.n_exact = range.first;
+        s.exact   = false;
+    }
     if (range.second == s.thinnable.front().second) {
         s.thinnable.pop_front();
     } else {
@@ -96,6 +104,10 @@ void schedule::clear() {
 
 void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
     sequence & s = at(seq_id);
+    if (p0 <= s.n_exact && p1 > 0) {
+        s.n_exact = std::max(p0, 0);
+        s.exact   = p1 > s.last();
+    }
     if (s.lora.empty() && s.anchor - s.n_back < p0 && p0 <= s.anchor && s.anchor < p1) {
         // cut back to a position with a row of its own, whose logits were asked for
         const int32_t n_cut = s.anchor - p0 + 1;
@@ -108,8 +120,7 @@ void schedule::remove(int32_t seq_id, int32_t p0, int32_t p1) {
     if (p0 <= s.anchor && s.anchor < p1) {
         s.ready = false;
     }
-    const int32_t last = s.lora.empty() ? s.anchor : s.lora.back().pos;
-    if (p0 <= last && last < p1) {
+    if (p0 <= s.last() && s.last() < p1) {
         s.sampled = false;  // the next token follows another one than the last that was sampled from
     }
     const auto is_gone  = [=](const lora_token & t) { return p0 <= t.pos && t.pos < p1; };
@@ -153,7 +164,11 @@ void schedule::keep_only(int32_t seq_id) {
 }
 
 void schedule::shift(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
-    sequence &    s     = at(seq_id);
+    sequence & s = at(seq_id);
+    if (p0 <= s.last()) {
+        s.n_exact = std::min(s.n_exact, std::max(p0, 0));
+        s.exact   = false;
+    }
     const auto    moved = [=](int32_t pos) { return p0 <= pos && pos < p1 ? pos + delta : pos; };
     const int32_t back  = s.anchor - s.n_back;
     if (moved(back) - back != moved(s.anchor) - s.anchor) {

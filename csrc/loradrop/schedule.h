@@ -34,6 +34,11 @@ struct sequence {
     size_t                  n_missing = 0;  // of these, at the end, how many a failed refill has left out of the caches
     std::deque<position_range> thinnable;   // what droppable layers give up once it is out of the window
 
+    int32_t n_exact = 0;     // positions, from the first, whose K/V are what a prefill would leave
+    bool    exact   = true;  // whether these are all but those of the LoRA tokens
+
+    int32_t last() const { return lora.empty() ? anchor : lora.back().pos; }
+
     bool is_unbroken() const;  // whether the LoRA tokens' positions follow each other
 };
 
