@@ -15,8 +15,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loradrop._core import Model, ModelError
-from loradrop.completion import token_text, usage
-from loradrop.pieces import FinishReason, Piece, TextToken, join_pieces
+from loradrop.completion import usage
+from loradrop.pieces import FinishReason, Piece, TextToken, join_pieces, token_text
 from loradrop.responses import (
     ChatCompletion,
     ChatCompletionChunk,

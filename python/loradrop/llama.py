@@ -234,7 +234,8 @@ class Llama:
         temperature, top_p, min_p, typical_p, top_k : float or int
             See `SamplingOptions`; temperature 0 takes the most probable token.
         logprobs : int, optional
-            Give each token's log-probability, and that many of the most probable tokens.
+            Give each token's log-probability, and that many of the most probable tokens. A token that is
+            a part of a character goes by its bytes, in OpenAI's form.
         echo : bool
             Whether the text begins with the prompt. Not together with `logprobs`.
         stop : str or sequence of str, optional

@@ -59,6 +59,11 @@ def join_pieces(pieces: Iterable[Piece]) -> Piece:
     )
 
 
+def token_text(model: Model, token: int) -> str:
+    """Return the text of a token by itself, with U+FFFD for a part of a character."""
+    return model.token_to_piece(token, special=True).decode("utf-8", "replace")
+
+
 def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], max_tokens: int) -> Iterator[Piece]:
     """Yield the text of a generation up to its end, a stop string or `max_tokens` tokens.
 

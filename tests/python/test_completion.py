@@ -198,14 +198,38 @@ def test_logprobs(files: dict[str, Path], llm: Llama, stream: bool) -> None:
     assert {len(entries) for entries in shape.values()} == {n}
     rows = np.arange(n)
     np.testing.assert_allclose(shape["token_logprobs"], logprobs[rows, tokens], atol=1e-4)
-    assert shape["tokens"] == [llm._model.token_to_piece(token, True).decode("utf-8", "replace") for token in tokens]
+    assert list(map(piece_of, shape["tokens"])) == [llm._model.token_to_piece(token, True) for token in tokens]
     for i, top in enumerate(shape["top_logprobs"]):
-        best = np.sort(logprobs[i])[::-1][:3]
-        # different tokens may have the same text, a part of a character
-        assert all(np.isclose(best, value, atol=1e-4).any() for value in top.values())
-        assert max(top.values()) == pytest.approx(best[0], abs=1e-4)
+        np.testing.assert_allclose(list(top.values()), np.sort(logprobs[i])[::-1][:3], atol=1e-4)
+        assert next(iter(top)) == shape["tokens"][i]  # greedy takes the most probable one
     assert shape["text_offset"][0] == len(PROMPT)
     assert sorted(shape["text_offset"]) == shape["text_offset"]
+
+
+def piece_of(key: str) -> bytes:
+    """Return the bytes of a token that goes by its text or, in OpenAI's form, by its bytes."""
+    return bytes.fromhex(key.removeprefix("bytes:").replace("\\x", "")) if key.startswith("bytes:") else key.encode()
+
+
+def test_every_candidate_has_a_key_of_its_own(files: dict[str, Path], llm: Llama) -> None:
+    n_vocab = llm.n_vocab()
+    [_], [logits] = greedy(files["drop"], 1, 0.5, K)
+    logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    # twice the same text: a byte and a letter
+    byte, letter = tiny.vocabulary().index("<0x61>"), tiny.vocabulary().index("a")
+    for chosen in (int(logits.argmax()), 3 + 0xE2, byte, letter):
+        answer: Any = llm(PROMPT, max_tokens=1, temperature=0, logprobs=n_vocab, logit_bias={chosen: 1000.0})
+        shape = answer["choices"][0]["logprobs"]
+        [top] = shape["top_logprobs"]
+        assert len(top) == n_vocab
+        pieces: Any = [llm._model.token_to_piece(token, True) for token in np.argsort(-logprobs, kind="stable")]
+        assert list(map(piece_of, top)) == pieces
+        np.testing.assert_allclose(list(top.values()), np.sort(logprobs)[::-1], atol=1e-4)
+        assert top[shape["tokens"][0]] == shape["token_logprobs"][0] == pytest.approx(logprobs[chosen], abs=1e-4)
+        assert piece_of(shape["tokens"][0]) == llm._model.token_to_piece(chosen, True)
+        assert chosen not in (byte, letter) or shape["tokens"] == ["a"]
+        json.dumps(top).encode()
+    assert "bytes:\\xe2" in top and "bytes:\\x61" in top and "a" in top
 
 
 def test_grammar(llm: Llama) -> None:
