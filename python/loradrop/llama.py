@@ -24,6 +24,7 @@ from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, 
 from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
 from loradrop.stats import RequestStats
+from loradrop.text_stream import check_stop
 
 
 class Llama:
@@ -239,7 +240,8 @@ class Llama:
         echo : bool
             Whether the text begins with the prompt. Not together with `logprobs`.
         stop : str or sequence of str, optional
-            The text ends before the first of these.
+            The text ends before the first of these. Special tokens that the model generates do not show,
+            but count: ``<|im_start|>`` stops where that token comes.
         frequency_penalty, presence_penalty, repeat_penalty : float
             Over the last 64 generated tokens.
         stream : bool
@@ -627,7 +629,7 @@ class Llama:
         room = self._check_room(prompt, 0)
         if max_tokens is not None and check_int("max_tokens", max_tokens, -(2**63)) > 0:
             room = min(room, max_tokens)
-        stops = _check_stop(stop)
+        stops = check_stop(stop)
         generation = self._generation(session, prompt, sampling, seed, n_top=n_top)
         return text_pieces(self._model, generation, stop=stops, max_tokens=room)
 
@@ -700,14 +702,3 @@ def _check_utf8(name: str, text: bytes) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None
-
-
-def _check_stop(stop: object) -> list[str]:
-    if stop is None:
-        return []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, Sequence) or not all(isinstance(s, str) for s in stops):
-        raise TypeError(f"stop={stop!r}: give a str or a list of str")
-    if "" in stops:
-        raise ValueError(f"stop={stop!r}: an empty string stops everywhere; leave it out")
-    return list(stops)

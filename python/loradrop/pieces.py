@@ -70,7 +70,8 @@ def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], ma
     Parameters
     ----------
     stop : sequence of str
-        Stop strings, none of them empty. They are no part of the text.
+        Stop strings, none of them empty. They are no part of the text. Special tokens do not show, but count with
+        their texts.
     max_tokens : int
         At least 1.
 
@@ -97,7 +98,8 @@ def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], ma
                 break
             n_tokens += 1
             waiting.append(TextToken(token, stream.n_decoded, logprobs))
-            text = stream.push(model.token_to_piece(token, special=False))
+            piece = model.token_to_piece(token, special=False)
+            text = stream.push(piece) if piece else stream.push_special(token_text(model, token))
             if stream.stopped or n_tokens == max_tokens:
                 finish_reason = "length"
                 last = text

@@ -135,6 +135,25 @@ def test_text_ends_before_a_stop_string(llm: Llama, start: int) -> None:
         assert "".join(map(text_of, chunks)) == text[: text.find(stop)]
 
 
+@pytest.mark.parametrize("stop", ["<s>", "<unk>", "s>"])
+def test_text_ends_before_a_special_token_that_is_a_stop_string(llm: Llama, stop: str) -> None:
+    bias = {**NO_END, tiny.BOS: 2.5, tiny.UNK: 2.5}
+    options: Any = {"max_tokens": 60, "seed": 5, "logit_bias": bias, "logprobs": 0}
+    whole = text_of(llm(PROMPT, **options))
+    tokens = llm.input_ids[len(llm.tokenize(PROMPT.encode())) :]
+    special = {tiny.BOS: "<s>", tiny.UNK: "<unk>"}
+    n = next(i for i, token in enumerate(tokens) if stop in special.get(token, ""))
+    before = b"".join(llm._model.token_to_piece(token, False) for token in tokens[:n]).decode("utf-8", "replace")
+    assert 0 < len(before) < len(whole)
+    completion: Any = llm(PROMPT, stop=["never there", stop], **options)
+    assert (text_of(completion), reason_of(completion)) == (before, "stop")
+    assert completion["usage"]["completion_tokens"] == n + 1
+    assert len(completion["choices"][0]["logprobs"]["tokens"]) == n
+    chunks = list(llm(PROMPT, stop=stop, stream=True, **options))
+    assert "".join(map(text_of, chunks)) == before
+    assert reason_of(chunks[-1]) == "stop"
+
+
 def test_text_held_back_for_a_stop_string_shows_at_the_end(llm: Llama) -> None:
     text = text_of(llm(PROMPT, max_tokens=20, temperature=0))
     stop = text[-2:] + "never"
@@ -480,6 +499,8 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
         ("a", {"stop": [b"x"]}, "stop="),
         ("a", {"stop": ["x", ""]}, "stop=.*empty"),
         ("a", {"stop": ""}, "stop="),
+        ("a", {"stop": ["x", "\ud800"]}, r"stop\[1\]: not valid Unicode"),
+        ("a", {"stop": "x\0"}, "stop: character 1 is NUL"),
         ("a", {"seed": "x"}, "seed='x'"),
         ("a", {"logprobs": -1}, "logprobs=-1"),
         ("a", {"logprobs": 10**6}, "logprobs=1000000"),
