@@ -100,3 +100,17 @@ def check_unicode(name: str, text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name}: not valid Unicode: {error}; take it out") from None
+
+
+def check_utf8(name: str, text: bytes) -> str:
+    """Return the text of UTF-8 bytes.
+
+    Raises
+    ------
+    ValueError
+        If they are none.
+    """
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None

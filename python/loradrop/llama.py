@@ -13,7 +13,7 @@ from typing import Any
 from loradrop import _core
 from loradrop._core import Adapter, Context
 from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
-from loradrop.checks import check_int
+from loradrop.checks import check_int, check_text, check_utf8
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
 from loradrop.loading import load_model
@@ -409,7 +409,7 @@ class Llama:
         """
         if not isinstance(text, bytes):
             raise TypeError(f"text is {type(text).__name__}: give bytes, text.encode()")
-        _check_utf8("text", text)
+        check_utf8("text", text)
         return self._model.tokenize(text, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
@@ -666,14 +666,9 @@ class Llama:
 
     def _prompt(self, prompt: str | bytes | Sequence[int]) -> tuple[list[int], str]:
         """Return the prompt's tokens and text."""
-        if isinstance(prompt, str):
-            try:
-                prompt = prompt.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"prompt: not valid Unicode: {error}") from None
-        if isinstance(prompt, bytes):
-            _check_utf8("prompt", prompt)
-            return self._model.tokenize(prompt, True, True), prompt.decode()
+        if isinstance(prompt, (str, bytes)):
+            text = check_text("prompt", check_utf8("prompt", prompt) if isinstance(prompt, bytes) else prompt)
+            return self._model.tokenize(text.encode(), True, True), text
         tokens = self._check_tokens("prompt", prompt)
         return tokens, self._model.detokenize(tokens, True).decode("utf-8", "replace")
 
@@ -695,10 +690,3 @@ class Llama:
                 + "; shorten it or make n_ctx larger"
             )
         return n_ctx - n_tokens - len(prompt)
-
-
-def _check_utf8(name: str, text: bytes) -> None:
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None

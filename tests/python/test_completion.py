@@ -479,6 +479,9 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
     [
         (b"\xff\xfe", {}, "prompt: not UTF-8"),
         ("\ud800", {}, "prompt: not valid Unicode"),
+        ("a\0b", {}, "prompt: character 1 is NUL"),
+        (b"a\0b", {}, "prompt: character 1 is NUL"),
+        (b"\xed\xa0\x80", {}, "prompt: not UTF-8"),
         ([], {}, "prompt: it has no tokens"),
         (None, {}, "prompt is NoneType"),
         (5, {}, "prompt is int"),
@@ -509,6 +512,8 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
         ("a", {"logit_bias": {10**6: 1}}, "logit_bias"),
         ("a", {"grammar": 5}, "grammar=5"),
         ("a", {"grammar": "root ::= ("}, "grammar"),
+        ("a", {"grammar": 'root ::= "\ud800"'}, "grammar: not valid Unicode"),
+        ("a", {"grammar": 'root ::= "a"\0'}, "grammar: character 12 is NUL"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
