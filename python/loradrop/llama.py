@@ -12,14 +12,17 @@ from typing import Any
 
 from loradrop import _core
 from loradrop._core import Adapter, Context
-from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
+from loradrop.chat import ChatShape
+from loradrop.chat_template import ChatTemplate, has_template, model_template
 from loradrop.checks import check_int, check_text, check_utf8
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
 from loradrop.loading import load_model
+from loradrop.messages import check_messages
 from loradrop.models import resolve_model
 from loradrop.options import AUTO, ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
+from loradrop.prompt import text_tokens
 from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
@@ -228,8 +231,8 @@ class Llama:
         Parameters
         ----------
         prompt : str, bytes or sequence of int
-            Text, UTF-8, or tokens. Text gets the model's BOS token, and special tokens in it are
-            recognised.
+            Text, UTF-8, or tokens. Text gets the model's BOS token, but one only (with a UserWarning if it
+            brings its own), and no EOS token. Special tokens in it are recognised.
         max_tokens : int, optional
             None, 0 or less: up to the end of the context.
         temperature, top_p, min_p, typical_p, top_k : float or int
@@ -332,10 +335,16 @@ class Llama:
     ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """Answer messages, formatted with the model's own chat template.
 
+        The prompt has the special tokens that the template writes and no others. Those that are spelled out in a
+        message are recognised as well, as in llama.cpp's server, so a text with ``<|im_end|>`` can end its turn. Where
+        messages come from people you do not trust, take such texts out, or put the prompt together yourself:
+        `tokenize` with ``add_bos=False, special=False`` for what they wrote, and `create_completion` for all tokens.
+
         Parameters
         ----------
         messages : sequence of dict
-            Each with ``role`` and ``content``: a str, or a list of parts of type ``text``.
+            Each with ``role`` and ``content``: a str, or a list of parts of type ``text``. An assistant's message with
+            ``tool_calls`` may have no content, or None; the calls' arguments are a dict, or JSON text.
         logprobs : bool, optional
             Whether to give each token's log-probability.
         top_logprobs : int, optional
@@ -361,7 +370,7 @@ class Llama:
         checked = check_messages(messages)
         if self._template is None:
             self._template = model_template(self._model)
-        tokens, _ = self._prompt(self._template.render(checked))
+        tokens = text_tokens(self._model, self._template.render(checked).encode(), add_bos=False, special=True)
         pieces = self._pieces(
             session,
             tokens,
@@ -398,7 +407,8 @@ class Llama:
         text : bytes
             UTF-8.
         add_bos : bool
-            Whether to add the special tokens that the model wants around a text.
+            Whether to put the BOS token before the text, if the model wants one there. There is one only, with a
+            UserWarning if the text brings its own. An EOS token is never added.
         special : bool
             Whether special tokens in the text are recognised.
 
@@ -410,7 +420,7 @@ class Llama:
         if not isinstance(text, bytes):
             raise TypeError(f"text is {type(text).__name__}: give bytes, text.encode()")
         check_utf8("text", text)
-        return self._model.tokenize(text, add_bos, special)
+        return text_tokens(self._model, text, add_bos=add_bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """Return the text of tokens; not UTF-8 if they end inside a character.
@@ -564,7 +574,7 @@ class Llama:
     @property
     def has_chat_template(self) -> bool:
         """Whether `create_chat_completion` has a template to work with."""
-        return bool(self._model.chat_template)
+        return has_template(self._model)
 
     def n_ctx(self) -> int:
         """Return the most tokens of the context."""
@@ -668,7 +678,7 @@ class Llama:
         """Return the prompt's tokens and text."""
         if isinstance(prompt, (str, bytes)):
             text = check_text("prompt", check_utf8("prompt", prompt) if isinstance(prompt, bytes) else prompt)
-            return self._model.tokenize(text.encode(), True, True), text
+            return text_tokens(self._model, text.encode(), add_bos=True, special=True, stacklevel=4), text
         tokens = self._check_tokens("prompt", prompt)
         return tokens, self._model.detokenize(tokens, True).decode("utf-8", "replace")
 
