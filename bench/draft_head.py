@@ -16,7 +16,7 @@ from exact_speed import prompts
 
 from loradrop._core import Context, Corrector, Model
 from loradrop.bench.report import Spread
-from loradrop.chat import model_template
+from loradrop.chat_template import model_template
 from loradrop.fixed_text import greedy_continuation
 from loradrop.stats import tokens_per_round
 
@@ -51,7 +51,7 @@ def main() -> None:
         seconds: dict[int, list[float]] = {share: [] for share in SHARES}
         before = {share: context.stats for share, context in contexts.items()}
         for i, text in enumerate(texts):
-            prompt = model.tokenize(template.render([{"role": "user", "content": text}]).encode(), True, True)
+            prompt = model.tokenize(template.render([{"role": "user", "content": text}]).encode(), False, True)
             answers = []
             for j in range(len(SHARES)):
                 share = SHARES[(i + j) % len(SHARES)]

@@ -72,3 +72,45 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_text(name: str, text: str) -> str:
+    """Return the text if it can be UTF-8 and has no NUL, at which native code ends a text.
+
+    Raises
+    ------
+    ValueError
+        If it cannot, or has one.
+    """
+    check_unicode(name, text)
+    if "\0" in text:
+        raise ValueError(f"{name}: character {text.index(chr(0))} is NUL, which is no text; take it out")
+    return text
+
+
+def check_unicode(name: str, text: str) -> bytes:
+    """Return the text as UTF-8.
+
+    Raises
+    ------
+    ValueError
+        If it holds a lone surrogate.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: not valid Unicode: {error}; take it out") from None
+
+
+def check_utf8(name: str, text: bytes) -> str:
+    """Return the text of UTF-8 bytes.
+
+    Raises
+    ------
+    ValueError
+        If they are none.
+    """
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None

@@ -84,14 +84,15 @@ class CompletionShape:
             "top_logprobs": [],
         }
         for token in tokens:
-            text = token_text(self._model, token.token)
-            shape["tokens"].append(text)
+            top = [] if token.logprobs is None else token.logprobs.top
+            keys = _token_keys(self._model, [token.token, *(i for i, _ in top)])
+            shape["tokens"].append(keys[token.token])
             shape["text_offset"].append(len(self._prompt) + token.offset)
             if token.logprobs is not None:
-                top = {token_text(self._model, i): logprob for i, logprob in token.logprobs.top}
-                top[text] = token.logprobs.logprob
                 shape["token_logprobs"].append(token.logprobs.logprob)
-                shape["top_logprobs"].append(top)
+                shape["top_logprobs"].append(
+                    {keys[i]: logprob for i, logprob in [*top, (token.token, token.logprobs.logprob)]}
+                )
         return shape
 
 
@@ -104,6 +105,17 @@ def usage(n_prompt: int, n_tokens: int) -> Usage:
     }
 
 
-def token_text(model: Model, token: int) -> str:
-    """Return the text of a token by itself, with U+FFFD for a part of a character."""
-    return model.token_to_piece(token, special=True).decode("utf-8", "replace")
+def _token_keys(model: Model, tokens: Iterable[int]) -> dict[int, str]:
+    """Return a text for each token, no two the same: of bytes that are no text, and where tokens look alike, its bytes.
+
+    A token keeps its own text before those that come later.
+    """
+    keys: dict[str, int] = {}
+    for token in dict.fromkeys(tokens):
+        piece = model.token_to_piece(token, special=True)
+        text = piece.decode("utf-8", "replace")
+        names = ["bytes:" + "".join(f"\\x{byte:02x}" for byte in piece), f"token:{token}"]
+        if text.encode() == piece:
+            names.insert(0, text)
+        keys[next(name for name in names if name not in keys)] = token
+    return {token: key for key, token in keys.items()}

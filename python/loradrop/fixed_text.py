@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loradrop._core import Context, Model
+from loradrop.prompt import text_tokens
 
 _TEXT = (
     "The harbour lay quiet in the early light. Fishing boats rocked at their moorings, and a thin mist drifted over "
@@ -14,7 +15,7 @@ _TEXT = (
 def prompt_tokens(model: Model, n_tokens: int) -> list[int]:
     """Return a prompt of `n_tokens` tokens, the same for each model of the same tokenizer."""
     text = _TEXT
-    while len(tokens := model.tokenize(text.encode(), True, False)) < n_tokens:
+    while len(tokens := text_tokens(model, text.encode(), add_bos=True, special=False)) < n_tokens:
         text += text
     return tokens[:n_tokens]
 

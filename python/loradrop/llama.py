@@ -12,18 +12,22 @@ from typing import Any, NoReturn
 
 from loradrop import _core
 from loradrop._core import Adapter, Context
-from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
-from loradrop.checks import check_int
+from loradrop.chat import ChatShape
+from loradrop.chat_template import ChatTemplate, has_template, model_template
+from loradrop.checks import check_int, check_text, check_utf8
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
 from loradrop.loading import load_model
+from loradrop.messages import check_messages
 from loradrop.models import resolve_model
 from loradrop.options import AUTO, ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
+from loradrop.prompt import text_tokens
 from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
 from loradrop.stats import RequestStats
+from loradrop.text_stream import check_stop
 
 
 class Llama:
@@ -229,18 +233,20 @@ class Llama:
         Parameters
         ----------
         prompt : str, bytes or sequence of int
-            Text, UTF-8, or tokens. Text gets the model's BOS token, and special tokens in it are
-            recognised.
+            Text, UTF-8, or tokens. Text gets the model's BOS token, but one only (with a UserWarning if it
+            brings its own), and no EOS token. Special tokens in it are recognised.
         max_tokens : int, optional
             None, 0 or less: up to the end of the context.
         temperature, top_p, min_p, typical_p, top_k : float or int
             See `SamplingOptions`; temperature 0 takes the most probable token.
         logprobs : int, optional
-            Give each token's log-probability, and that many of the most probable tokens.
+            Give each token's log-probability, and that many of the most probable tokens. A token that is
+            a part of a character goes by its bytes, in OpenAI's form.
         echo : bool
             Whether the text begins with the prompt. Not together with `logprobs`.
         stop : str or sequence of str, optional
-            The text ends before the first of these.
+            The text ends before the first of these. Special tokens that the model generates do not show,
+            but count: ``<|im_start|>`` stops where that token comes.
         frequency_penalty, presence_penalty, repeat_penalty : float
             Over the last 64 generated tokens.
         stream : bool
@@ -330,10 +336,16 @@ class Llama:
     ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """Answer messages, formatted with the model's own chat template.
 
+        The prompt has the special tokens that the template writes and no others. Those that are spelled out in a
+        message are recognised as well, as in llama.cpp's server, so a text with ``<|im_end|>`` can end its turn. Where
+        messages come from people you do not trust, take such texts out, or put the prompt together yourself:
+        `tokenize` with ``add_bos=False, special=False`` for what they wrote, and `create_completion` for all tokens.
+
         Parameters
         ----------
         messages : sequence of dict
-            Each with ``role`` and ``content``: a str, or a list of parts of type ``text``.
+            Each with ``role`` and ``content``: a str, or a list of parts of type ``text``. An assistant's message with
+            ``tool_calls`` may have no content, or None; the calls' arguments are a dict, or JSON text.
         logprobs : bool, optional
             Whether to give each token's log-probability.
         top_logprobs : int, optional
@@ -359,7 +371,7 @@ class Llama:
         checked = check_messages(messages)
         if self._template is None:
             self._template = model_template(self._model)
-        tokens, _ = self._prompt(self._template.render(checked))
+        tokens = text_tokens(self._model, self._template.render(checked).encode(), add_bos=False, special=True)
         pieces = self._pieces(
             session,
             tokens,
@@ -395,7 +407,8 @@ class Llama:
         text : bytes
             UTF-8.
         add_bos : bool
-            Whether to add the special tokens that the model wants around a text.
+            Whether to put the BOS token before the text, if the model wants one there. There is one only, with a
+            UserWarning if the text brings its own. An EOS token is never added.
         special : bool
             Whether special tokens in the text are recognised.
 
@@ -406,8 +419,8 @@ class Llama:
         """
         if not isinstance(text, bytes):
             raise TypeError(f"text is {type(text).__name__}: give bytes, text.encode()")
-        _check_utf8("text", text)
-        return self._model.tokenize(text, add_bos, special)
+        check_utf8("text", text)
+        return text_tokens(self._model, text, add_bos=add_bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """Return the text of tokens; not UTF-8 if they end inside a character.
@@ -558,7 +571,7 @@ class Llama:
     @property
     def has_chat_template(self) -> bool:
         """Whether `create_chat_completion` has a template to work with."""
-        return bool(self._model.chat_template)
+        return has_template(self._model)
 
     def n_ctx(self) -> int:
         """Return the most tokens of the context."""
@@ -642,7 +655,7 @@ class Llama:
         room = self._check_room(prompt, 0)
         if max_tokens is not None and check_int("max_tokens", max_tokens, -(2**63)) > 0:
             room = min(room, max_tokens)
-        stops = _check_stop(stop)
+        stops = check_stop(stop)
         generation = self._generation(session, prompt, sampling, seed, n_top=n_top)
         return text_pieces(self._model, generation, stop=stops, max_tokens=room)
 
@@ -679,14 +692,9 @@ class Llama:
 
     def _prompt(self, prompt: str | bytes | Sequence[int]) -> tuple[list[int], str]:
         """Return the prompt's tokens and text."""
-        if isinstance(prompt, str):
-            try:
-                prompt = prompt.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"prompt: not valid Unicode: {error}") from None
-        if isinstance(prompt, bytes):
-            _check_utf8("prompt", prompt)
-            return self._model.tokenize(prompt, True, True), prompt.decode()
+        if isinstance(prompt, (str, bytes)):
+            text = check_text("prompt", check_utf8("prompt", prompt) if isinstance(prompt, bytes) else prompt)
+            return text_tokens(self._model, text.encode(), add_bos=True, special=True, stacklevel=4), text
         tokens = self._check_tokens("prompt", prompt)
         return tokens, self._model.detokenize(tokens, True).decode("utf-8", "replace")
 
@@ -708,21 +716,3 @@ class Llama:
                 + "; shorten it or make n_ctx larger"
             )
         return n_ctx - n_tokens - len(prompt)
-
-
-def _check_utf8(name: str, text: bytes) -> None:
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8: {error}; decode it first") from None
-
-
-def _check_stop(stop: object) -> list[str]:
-    if stop is None:
-        return []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, Sequence) or not all(isinstance(s, str) for s in stops):
-        raise TypeError(f"stop={stop!r}: give a str or a list of str")
-    if "" in stops:
-        raise ValueError(f"stop={stop!r}: an empty string stops everywhere; leave it out")
-    return list(stops)

@@ -59,13 +59,19 @@ def join_pieces(pieces: Iterable[Piece]) -> Piece:
     )
 
 
+def token_text(model: Model, token: int) -> str:
+    """Return the text of a token by itself, with U+FFFD for a part of a character."""
+    return model.token_to_piece(token, special=True).decode("utf-8", "replace")
+
+
 def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], max_tokens: int) -> Iterator[Piece]:
     """Yield the text of a generation up to its end, a stop string or `max_tokens` tokens.
 
     Parameters
     ----------
     stop : sequence of str
-        Stop strings, none of them empty. They are no part of the text.
+        Stop strings, none of them empty. They are no part of the text. Special tokens do not show, but count with
+        their texts.
     max_tokens : int
         At least 1.
 
@@ -92,7 +98,8 @@ def text_pieces(model: Model, generation: Generation, *, stop: Sequence[str], ma
                 break
             n_tokens += 1
             waiting.append(TextToken(token, stream.n_decoded, logprobs))
-            text = stream.push(model.token_to_piece(token, special=False))
+            piece = model.token_to_piece(token, special=False)
+            text = stream.push(piece) if piece else stream.push_special(token_text(model, token))
             if stream.stopped or n_tokens == max_tokens:
                 finish_reason = "length"
                 last = text

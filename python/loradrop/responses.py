@@ -16,7 +16,10 @@ class Usage(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    """One entry per token; offsets are characters from the beginning of the prompt."""
+    r"""One entry per token; offsets are characters from the beginning of the prompt.
+
+    A token that is a part of a character goes by its bytes, like ``bytes:\xe2\x82``.
+    """
 
     tokens: list[str]
     text_offset: list[int]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loradrop._core import Model, Sampler
-from loradrop.checks import check_float, check_int
+from loradrop.checks import check_float, check_int, check_text
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes one more for a random seed
 
@@ -55,6 +55,7 @@ class SamplingOptions:
         check_float("presence_penalty", self.presence_penalty, -math.inf)
         if self.grammar is not None and not isinstance(self.grammar, str):
             raise TypeError(f"grammar={self.grammar!r}: give a GBNF grammar as str")
+        check_text("grammar", self.grammar or "")
         self.biases()
 
     def biases(self) -> dict[int, float]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from loradrop._core import Context, Model, Sampler
-from loradrop.chat import ChatTemplate, model_template
+from loradrop.chat_template import ChatTemplate, has_template, model_template
 from loradrop.checks import check_float, check_int
+from loradrop.prompt import text_tokens
 from loradrop.state_store import States, Tokens
 
 N_PARALLEL = 16  # sequences at once; a batch of them costs little more than one
@@ -131,16 +132,15 @@ def _write_round(
 
 def _turns(model: Model) -> list[list[int]]:
     """Return the tokens before the first turn, then those between turns, in the order in which they come."""
-    if not model.chat_template:
-        start = [model.bos_token if model.bos_token >= 0 else model.eos_token]
+    start = [model.bos_token if model.bos_token >= 0 else model.eos_token]
+    if not has_template(model):
         return [start, start]
     template = model_template(model)
     user = [{"role": "user", "content": MARK}]
     answered = [*user, {"role": "assistant", "content": MARK}]
     before, after_user = _split(template, user, 2)
     *_, between, _ = _split(template, [*answered, *user], 4)
-    bos = [model.bos_token] if model.add_bos else []
-    return [bos + _tokens(model, before), _tokens(model, after_user), _tokens(model, between)]
+    return [_tokens(model, before) or start, _tokens(model, after_user), _tokens(model, between)]
 
 
 def _split(template: ChatTemplate, messages: list[dict[str, str]], n_parts: int) -> list[str]:
@@ -151,4 +151,4 @@ def _split(template: ChatTemplate, messages: list[dict[str, str]], n_parts: int)
 
 
 def _tokens(model: Model, text: str) -> list[int]:
-    return model.tokenize(text.encode(), add_special=False, parse_special=True)
+    return text_tokens(model, text.encode(), add_bos=False, special=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def read_texts(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
-    """Return the contents of text files by their names.
+    """Return the contents of text files, without byte order marks, by their names.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def read_texts(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
     texts = {}
     for path in map(Path, paths):
         try:
-            texts[str(path)] = path.read_bytes().decode()
+            texts[str(path)] = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8: {error}; convert it first") from None
     return texts

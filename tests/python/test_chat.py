@@ -1,4 +1,4 @@
-"""Chat templates and chat completions."""
+"""Chat completions: their messages, their shape, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import tiny
-from loradrop import Llama, ModelError
-from loradrop._core import Model
-from loradrop.chat import ChatTemplate, check_messages, model_template
+from loradrop import Llama
+from loradrop.messages import check_messages
 
 MESSAGES = [
     {"role": "system", "content": "be short"},
@@ -33,83 +32,46 @@ def llm(model_path: Path) -> Iterator[Llama]:
         yield llm
 
 
-def test_template_gets_messages_and_the_start_of_the_answer() -> None:
-    template = ChatTemplate(tiny.CHAT_TEMPLATE)
-    assert template.render(MESSAGES) == "system: be short\nuser: the cat\nassistant:"
-    assert template.render(MESSAGES, add_generation_prompt=False).endswith("the cat\n")
-
-
-def test_template_behaves_as_hugging_faces() -> None:
-    source = (
-        "{%- for message in messages -%}\n"
-        "    {% if loop.index0 == 1 %}\n"
-        "        {% continue %}\n"
-        "    {% endif %}\n"
-        "    {%- generation -%}\n"
-        "        {{- message | tojson -}}\n"
-        "    {%- endgeneration -%}\n"
-        "{%- endfor -%}\n"
-        "{{ strftime_now('%Y') | length }}{{ eos_token }}"
-    )
-    messages = [{"role": "user", "content": "<é>"}, {"role": "x", "content": "left out"}]
-    text = ChatTemplate(source, eos_token="</s>").render(messages)
-    assert text == '{"role": "user", "content": "<é>"}4</s>'
-
-
-@pytest.mark.parametrize(("adds_bos", "expected"), [(True, "be short"), (False, "<s>be short")])
-def test_there_is_one_bos(adds_bos: bool, expected: str) -> None:
-    source = "{{ bos_token }}{{ messages[0].content }}"
-    template = ChatTemplate(source, bos_token="<s>", tokenizer_adds_bos=adds_bos)
-    assert template.render(MESSAGES) == expected
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_model_decides_who_adds_bos(tmp_path: Path, adds_bos: bool) -> None:
-    path = tmp_path / "tiny.gguf"
-    tiny.write_gguf(path, tiny.make_model(), chat_template="{{ bos_token }}{{ messages[0].content }}", add_bos=adds_bos)
-    model = Model(str(path))
-    text = model_template(model).render(MESSAGES)
-    assert model.tokenize(text.encode(), True, True)[:2].count(tiny.BOS) == 1
-
-
-def test_template_refuses_messages() -> None:
-    template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ValueError, match=r"messages: .*roles must alternate"):
-        template.render(MESSAGES)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('true') }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update({'role': 'x'}) }}",
-        "{{ raise_exception.__globals__.os }}",
-        "{{ (messages | attr('__class__')).__base__ }}",
-        "{{ '{0.__class__.__mro__}'.format(messages) + undefined.x }}",
-        "{{ messages[9].content.x }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{{ 1 // 0 }}",
-        "{% include 'other' %}",
-    ],
-)
-def test_template_cannot_leave_the_sandbox(source: str) -> None:
-    messages = [dict(message) for message in MESSAGES]
-    with pytest.raises(ModelError, match="chat template fails"):
-        ChatTemplate(source).render(messages)
-    assert messages == MESSAGES
-
-
-@pytest.mark.parametrize("source", ["{% for %}", "{{", "{% unknown %}", "{{ x | nofilter }}"])
-def test_template_that_does_not_parse(source: str) -> None:
-    with pytest.raises(ModelError, match="does not parse"):
-        ChatTemplate(source)
-
-
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
     assert check_messages([{"role": "user", "content": parts}]) == [{"role": "user", "content": "the cat"}]
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def test_an_assistants_message_with_tool_calls_needs_no_content(llm: Llama) -> None:
+    answers = []
+    for content in ({}, {"content": None}, {"content": ""}):
+        calls = {"role": "assistant", "tool_calls": [call('{"a": 1}')], "refusal": None, **content}
+        [checked] = check_messages([calls])
+        assert checked["content"] == "" and "refusal" not in checked
+        messages = [*MESSAGES, calls, {"role": "tool", "tool_call_id": "1", "content": "2"}]
+        answers.append(llm.create_chat_completion(messages, max_tokens=4, temperature=0)["choices"])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_arguments_that_a_model_wrote_badly_stay_text() -> None:
+    for arguments in ("", "{", "[1]", "5", '{"a": 1}, '):
+        [checked] = check_messages([{"role": "assistant", "tool_calls": [call(arguments)]}])
+        assert checked["tool_calls"] == [call(arguments)]
+
+
+def test_messages_are_copied() -> None:
+    message = {"role": "assistant", "content": "x", "tool_calls": [call('{"a": [1]}')]}
+    [checked] = check_messages([message])
+    checked["tool_calls"][0]["function"]["arguments"]["a"].append(2)
+    assert message == {"role": "assistant", "content": "x", "tool_calls": [call('{"a": [1]}')]}
+
+
+def endless() -> list[Any]:
+    inner: list[Any] = []
+    inner.append(inner)
+    return inner
+
+
+USER = {"role": "user", "content": "x"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +86,25 @@ def test_text_parts_are_joined() -> None:
         ([{"role": "user"}], TypeError, "content=None"),
         ([{"role": "user", "content": b"x"}], TypeError, "content=b'x'"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], ValueError, "'text'"),
+        ([{"role": "assistant"}], TypeError, "content=None: .*tool_calls"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], TypeError, "content=None"),
+        ([{"role": "assistant", "content": None, "tool_calls": None}], TypeError, "content=None"),
+        ([{"role": "assistant", "tool_calls": "f"}], TypeError, r"messages\[0\]\.tool_calls='f'"),
+        ([{"role": "assistant", "tool_calls": ["f"]}], TypeError, r"messages\[0\]\.tool_calls=\['f'\]"),
+        ([{"role": "user", "tool_calls": [call({})]}], TypeError, "content=None"),
+        ([{"role": "tool", "tool_call_id": "1"}], TypeError, "content=None"),
+        ([USER, {**USER, "x": object()}], TypeError, r"messages\[1\]\.x=<object"),
+        ([{**USER, "x": {1: 2}}], TypeError, r"messages\[0\]\.x has the key 1"),
+        ([{**USER, "x": endless()}], ValueError, "messages: .*nested"),
+        ([{**USER, "content": "a\ud800"}], ValueError, r"messages\[0\]\.content: not valid Unicode"),
+        ([{**USER, "content": [{"type": "text", "text": "\udfff"}]}], ValueError, r"\.content: not valid Unicode"),
+        ([{**USER, "role": "a\ud800"}], ValueError, r"messages\[0\]\.role: not valid Unicode"),
+        ([{**USER, "content": "a\0"}], ValueError, r"messages\[0\]\.content: character 1 is NUL"),
+        ([{**USER, "role": "\0"}], ValueError, r"messages\[0\]\.role: character 0 is NUL"),
+        ([{**USER, "name": "\0"}], ValueError, r"messages\[0\]\.name: character 0 is NUL"),
+        ([{**USER, "\ud800": 1}], ValueError, r"a key of messages\[0\]: not valid Unicode"),
+        ([{**USER, "tool_calls": [call({"a": "\ud800"})]}], ValueError, r"arguments\.a: not valid Unicode"),
+        ([{**USER, "tool_calls": [call('{"a": "\\ud800"}')]}], ValueError, r"arguments\.a: not valid Unicode"),
     ],
 )
 def test_bad_messages(llm: Llama, messages: Any, error: type[Exception], says: str) -> None:
@@ -135,7 +116,8 @@ def test_bad_messages(llm: Llama, messages: Any, error: type[Exception], says: s
 def test_answer_is_the_completion_of_the_formatted_prompt(llm: Llama) -> None:
     answer: Any = llm.create_chat_completion(MESSAGES, max_tokens=12, seed=4)
     prompt = "system: be short\nuser: the cat\nassistant:"
-    text: Any = llm.create_completion(prompt, max_tokens=12, seed=4, temperature=0.2)
+    tokens = llm.tokenize(prompt.encode(), add_bos=False)
+    text: Any = llm.create_completion(tokens, max_tokens=12, seed=4, temperature=0.2)
     assert answer.keys() == {"id", "object", "created", "model", "choices", "usage"}
     assert answer["id"].startswith("chatcmpl-")
     assert answer["object"] == "chat.completion"
@@ -148,7 +130,7 @@ def test_answer_is_the_completion_of_the_formatted_prompt(llm: Llama) -> None:
         }
     ]
     assert answer["usage"] == text["usage"]
-    assert llm.input_ids.count(llm.token_bos()) == 1
+    assert llm.input_ids[: len(tokens)] == tokens  # a template that writes no BOS token wants none
 
 
 def test_stream_has_role_text_and_reason(llm: Llama) -> None:
@@ -177,13 +159,3 @@ def test_logprobs(llm: Llama) -> None:
         assert bytes(token["bytes"]).decode("utf-8", "replace") == token["token"]
     with pytest.raises(ValueError, match="top_logprobs=2: give logprobs=True"):
         llm.create_chat_completion(MESSAGES, top_logprobs=2)
-
-
-def test_model_without_template(tmp_path: Path) -> None:
-    path = tmp_path / "base.gguf"
-    tiny.write_gguf(path, tiny.make_model())
-    with Llama(path, n_ctx=64, n_threads=1) as llm:
-        assert not llm.has_chat_template
-        with pytest.raises(ModelError, match=r"no chat template: .*create_completion"):
-            llm.create_chat_completion(MESSAGES)
-        assert llm.create_completion("the", max_tokens=1)

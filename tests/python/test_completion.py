@@ -135,6 +135,25 @@ def test_text_ends_before_a_stop_string(llm: Llama, start: int) -> None:
         assert "".join(map(text_of, chunks)) == text[: text.find(stop)]
 
 
+@pytest.mark.parametrize("stop", ["<s>", "<unk>", "s>"])
+def test_text_ends_before_a_special_token_that_is_a_stop_string(llm: Llama, stop: str) -> None:
+    bias = {**NO_END, tiny.BOS: 2.5, tiny.UNK: 2.5}
+    options: Any = {"max_tokens": 60, "seed": 5, "logit_bias": bias, "logprobs": 0}
+    whole = text_of(llm(PROMPT, **options))
+    tokens = llm.input_ids[len(llm.tokenize(PROMPT.encode())) :]
+    special = {tiny.BOS: "<s>", tiny.UNK: "<unk>"}
+    n = next(i for i, token in enumerate(tokens) if stop in special.get(token, ""))
+    before = b"".join(llm._model.token_to_piece(token, False) for token in tokens[:n]).decode("utf-8", "replace")
+    assert 0 < len(before) < len(whole)
+    completion: Any = llm(PROMPT, stop=["never there", stop], **options)
+    assert (text_of(completion), reason_of(completion)) == (before, "stop")
+    assert completion["usage"]["completion_tokens"] == n + 1
+    assert len(completion["choices"][0]["logprobs"]["tokens"]) == n
+    chunks = list(llm(PROMPT, stop=stop, stream=True, **options))
+    assert "".join(map(text_of, chunks)) == before
+    assert reason_of(chunks[-1]) == "stop"
+
+
 def test_text_held_back_for_a_stop_string_shows_at_the_end(llm: Llama) -> None:
     text = text_of(llm(PROMPT, max_tokens=20, temperature=0))
     stop = text[-2:] + "never"
@@ -198,14 +217,38 @@ def test_logprobs(files: dict[str, Path], llm: Llama, stream: bool) -> None:
     assert {len(entries) for entries in shape.values()} == {n}
     rows = np.arange(n)
     np.testing.assert_allclose(shape["token_logprobs"], logprobs[rows, tokens], atol=1e-4)
-    assert shape["tokens"] == [llm._model.token_to_piece(token, True).decode("utf-8", "replace") for token in tokens]
+    assert list(map(piece_of, shape["tokens"])) == [llm._model.token_to_piece(token, True) for token in tokens]
     for i, top in enumerate(shape["top_logprobs"]):
-        best = np.sort(logprobs[i])[::-1][:3]
-        # different tokens may have the same text, a part of a character
-        assert all(np.isclose(best, value, atol=1e-4).any() for value in top.values())
-        assert max(top.values()) == pytest.approx(best[0], abs=1e-4)
+        np.testing.assert_allclose(list(top.values()), np.sort(logprobs[i])[::-1][:3], atol=1e-4)
+        assert next(iter(top)) == shape["tokens"][i]  # greedy takes the most probable one
     assert shape["text_offset"][0] == len(PROMPT)
     assert sorted(shape["text_offset"]) == shape["text_offset"]
+
+
+def piece_of(key: str) -> bytes:
+    """Return the bytes of a token that goes by its text or, in OpenAI's form, by its bytes."""
+    return bytes.fromhex(key.removeprefix("bytes:").replace("\\x", "")) if key.startswith("bytes:") else key.encode()
+
+
+def test_every_candidate_has_a_key_of_its_own(files: dict[str, Path], llm: Llama) -> None:
+    n_vocab = llm.n_vocab()
+    [_], [logits] = greedy(files["drop"], 1, 0.5, K)
+    logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    # twice the same text: a byte and a letter
+    byte, letter = tiny.vocabulary().index("<0x61>"), tiny.vocabulary().index("a")
+    for chosen in (int(logits.argmax()), 3 + 0xE2, byte, letter):
+        answer: Any = llm(PROMPT, max_tokens=1, temperature=0, logprobs=n_vocab, logit_bias={chosen: 1000.0})
+        shape = answer["choices"][0]["logprobs"]
+        [top] = shape["top_logprobs"]
+        assert len(top) == n_vocab
+        pieces: Any = [llm._model.token_to_piece(token, True) for token in np.argsort(-logprobs, kind="stable")]
+        assert list(map(piece_of, top)) == pieces
+        np.testing.assert_allclose(list(top.values()), np.sort(logprobs)[::-1], atol=1e-4)
+        assert top[shape["tokens"][0]] == shape["token_logprobs"][0] == pytest.approx(logprobs[chosen], abs=1e-4)
+        assert piece_of(shape["tokens"][0]) == llm._model.token_to_piece(chosen, True)
+        assert chosen not in (byte, letter) or shape["tokens"] == ["a"]
+        json.dumps(top).encode()
+    assert "bytes:\\xe2" in top and "bytes:\\x61" in top and "a" in top
 
 
 def test_grammar(llm: Llama) -> None:
@@ -436,6 +479,9 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
     [
         (b"\xff\xfe", {}, "prompt: not UTF-8"),
         ("\ud800", {}, "prompt: not valid Unicode"),
+        ("a\0b", {}, "prompt: character 1 is NUL"),
+        (b"a\0b", {}, "prompt: character 1 is NUL"),
+        (b"\xed\xa0\x80", {}, "prompt: not UTF-8"),
         ([], {}, "prompt: it has no tokens"),
         (None, {}, "prompt is NoneType"),
         (5, {}, "prompt is int"),
@@ -456,6 +502,8 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
         ("a", {"stop": [b"x"]}, "stop="),
         ("a", {"stop": ["x", ""]}, "stop=.*empty"),
         ("a", {"stop": ""}, "stop="),
+        ("a", {"stop": ["x", "\ud800"]}, r"stop\[1\]: not valid Unicode"),
+        ("a", {"stop": "x\0"}, "stop: character 1 is NUL"),
         ("a", {"seed": "x"}, "seed='x'"),
         ("a", {"logprobs": -1}, "logprobs=-1"),
         ("a", {"logprobs": 10**6}, "logprobs=1000000"),
@@ -464,6 +512,8 @@ def test_bad_options(files: dict[str, Path], options: dict[str, Any], says: str)
         ("a", {"logit_bias": {10**6: 1}}, "logit_bias"),
         ("a", {"grammar": 5}, "grammar=5"),
         ("a", {"grammar": "root ::= ("}, "grammar"),
+        ("a", {"grammar": 'root ::= "\ud800"'}, "grammar: not valid Unicode"),
+        ("a", {"grammar": 'root ::= "a"\0'}, "grammar: character 12 is NUL"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

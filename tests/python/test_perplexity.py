@@ -321,6 +321,7 @@ def test_student_quantiles(freedom: int, t: float) -> None:
         ({"data": [TEXT, "the cat"]}, r"texts\[1\]: its 4 tokens"),
         ({"data": {"story": "the cat"}}, "story: its 4 tokens"),
         ({"data": []}, "texts: there are none"),
+        ({"data": {"story": TEXT + "\ud800"}}, "story: not valid Unicode"),
         ({"data": np.ones((2, 32))}, "float64"),
         ({"data": np.ones(32, int)}, r"int64 \[32\]"),
         ({"data": np.full((2, 32), 10**6)}, "tokens: 1000000"),

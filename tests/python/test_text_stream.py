@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loradrop.text_stream import TextStream
@@ -50,6 +50,49 @@ def test_no_more_is_held_back_than_must_be(pieces: list[bytes], stops: list[str]
         whole = fed.decode("utf-8", "ignore")
         assert stream.n_decoded == len(whole)
         assert len(whole) - len(shown) < longest
+
+
+# Pieces of text, and texts of special tokens, which do not show.
+MIXED = st.lists(st.tuples(st.text("ab€", max_size=2), st.booleans()), max_size=12)
+SHORT_STOPS = st.lists(st.text("ab€", min_size=1, max_size=3), max_size=2)
+
+
+@given(MIXED, SHORT_STOPS)
+@example([("a", False), ("b", True), ("a", False)], ["aa"])
+@example([("a", False), ("b", True), ("a", False)], ["ba", "aab"])
+def test_stop_strings_count_with_special_tokens_and_without(pieces: list[tuple[str, bool]], stops: list[str]) -> None:
+    stream = TextStream(stops)
+    text = "".join(stream.push_special(piece) if special else stream.push(piece.encode()) for piece, special in pieces)
+    text += stream.finish()
+    full = "".join(piece for piece, _ in pieces)
+    shows = [not special for piece, special in pieces for _ in piece]
+    visible = "".join(piece for piece, special in pieces if not special)
+    ends = [i for i in map(visible.find, stops) if i >= 0]
+    ends += [sum(shows[:i]) for i in map(full.find, stops) if i >= 0]
+    assert text == visible[: min(ends, default=None)]
+    assert stream.stopped == bool(ends)
+    assert stream.n_shown == len(text)
+
+
+@given(split_bytes(TEXTS.map(str.encode)), st.lists(st.sampled_from(["<x>", "<y>"]), min_size=12, max_size=12))
+def test_special_tokens_change_nothing_without_stop_strings(pieces: list[bytes], specials: list[str]) -> None:
+    stream = TextStream()
+    text = ""
+    for piece, special in zip(pieces, [*specials, ""], strict=False):
+        text += stream.push(piece) + stream.push_special(special)
+    text += "".join(map(stream.push, pieces[13:])) + stream.finish()
+    assert text == b"".join(pieces).decode()
+    assert stream.n_decoded == stream.n_shown == len(text)
+
+
+def test_a_special_token_stops_alone_or_with_text() -> None:
+    for stop in ("<|user|>", "<|user|>Hi", "b<|user|>", "|user|"):
+        stream = TextStream([stop])
+        shown = stream.push(b"ab") + stream.push_special("<|user|>") + stream.push(b"Hi") + stream.finish()
+        assert (shown, stream.stopped) == ("a" if stop.startswith("b") else "ab", True)
+    stream = TextStream(["<|user|>Ho"])
+    assert [stream.push(b"ab"), stream.push_special("<|user|>"), stream.push(b"H")] == ["ab", "", ""]
+    assert stream.push(b"i") == "Hi"
 
 
 def test_a_character_waits_for_its_last_byte() -> None:

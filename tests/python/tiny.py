@@ -267,6 +267,7 @@ def write_gguf(
     corrector_type: TensorType = "f32",
     chat_template: bool | str = False,
     add_bos: bool = True,
+    add_eos: bool = False,
     tokenizer: bool = True,
     pre: str | None = None,
 ) -> None:
@@ -282,6 +283,8 @@ def write_gguf(
         Whether the tokenizer gets `CHAT_TEMPLATE`, or the one it gets.
     add_bos : bool
         Whether the tokenizer puts BOS before a text.
+    add_eos : bool
+        Whether it puts EOS after one.
     tokenizer : bool
         Whether there is one at all.
     pre : str, optional
@@ -309,7 +312,7 @@ def write_gguf(
     if tokenizer and pre is not None:
         _add_byte_pairs(writer, pre)
     elif tokenizer:
-        _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos)
+        _add_tokenizer(writer, CHAT_TEMPLATE if chat_template is True else chat_template or None, add_bos, add_eos)
     else:
         writer.add_tokenizer_model("no_vocab")
     _add_tensors(writer, model.tensors, weight_type)
@@ -420,7 +423,7 @@ def _add_corrector(writer: GGUFWriter, corrector: TinyCorrector, tensor_type: Te
     _add_tensors(writer, corrector.tensors, tensor_type)
 
 
-def _add_tokenizer(writer: GGUFWriter, chat_template: str | None, add_bos: bool) -> None:
+def _add_tokenizer(writer: GGUFWriter, chat_template: str | None, add_bos: bool, add_eos: bool = False) -> None:
     from gguf import TokenType
 
     pieces = vocabulary()
@@ -435,6 +438,8 @@ def _add_tokenizer(writer: GGUFWriter, chat_template: str | None, add_bos: bool)
     writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(UNK)
     writer.add_add_bos_token(add_bos)
+    if add_eos:
+        writer.add_add_eos_token(add_eos)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 

@@ -68,6 +68,7 @@ def command(
 ) -> None:
     """Run the command."""
     llama_options = cast(LlamaOptions, options)
+    prompt = prompt.removeprefix("\ufeff")  # of a text file that a shell has put there
     with open_llama(model, llama_options) as llm:
         if llm.corrector is not None and llm.corrector.is_none and llm.refresh != "verify":
             click.echo(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loradrop._core import Model
-from loradrop.checks import check_int
+from loradrop.checks import check_int, check_unicode
 from loradrop.state_store import Tokens
 
 PIECE = 2**22  # characters that are tokenised at once where they can be, as that takes some 50 bytes for each
@@ -85,7 +85,7 @@ def _named(texts: Texts) -> Mapping[str, str]:
 
 def _cut(model: Model, name: str, text: str, window: int) -> Tokens:
     first = [model.bos_token] if model.add_bos else []
-    pieces = [np.array(_tokens(model, piece), np.int32) for piece in _pieces(model, text)]
+    pieces = [np.array(_tokens(model, check_unicode(name, piece)), np.int32) for piece in _pieces(model, text)]
     tokens = np.concatenate([np.array(first, np.int32), *pieces])
     n = len(tokens) // window
     if n == 0:
@@ -93,12 +93,12 @@ def _cut(model: Model, name: str, text: str, window: int) -> Tokens:
     return tokens[: n * window].reshape(n, window)
 
 
-def _tokens(model: Model, text: str) -> list[int]:
-    return model.tokenize(text.encode(), False, False)
+def _tokens(model: Model, text: bytes) -> list[int]:
+    return model.tokenize(text, False, False)
 
 
 def _pieces(model: Model, text: str) -> Iterator[str]:
-    if _tokens(model, "a\nb") != _tokens(model, "a\n") + _tokens(model, "b"):
+    if _tokens(model, b"a\nb") != _tokens(model, b"a\n") + _tokens(model, b"b"):
         yield text  # SentencePiece puts a space before every text that it is given
         return
     start = 0
