@@ -327,6 +327,13 @@ of the engine.
             "With refresh 'verify', the token that was drafted after a sequence's last one, None where none was: a "
             "decode() of it has nothing to compute.")
         .def(
+            "seq_pos_min",
+            [](const context & self, llama_seq_id seq_id) {
+                self.check_sequence(seq_id);
+                return llama_memory_seq_pos_min(self.memory(), seq_id);
+            },
+            py::arg("seq_id"), "The first position that all layers still have, -1 where there is none.")
+        .def(
             "exact_tokens",
             [](const context & self, llama_seq_id seq_id) {
                 self.check_sequence(seq_id);
@@ -337,6 +344,16 @@ of the engine.
             "How many of a sequence's tokens, from the first, have K/V in the caches that a prefill of them would leave: "
             "with 'single' the prompt, with 'refill' all up to the last refresh step as long as none has left the "
             "window, else all.")
+        .def(
+            "count_as_prompt",
+            [](context & self, llama_seq_id seq_id) {
+                self.check_sequence(seq_id);
+                if (loradrop::engine * e = loradrop::engine::of(*self.get())) {
+                    e->count_as_prompt(seq_id);
+                }
+            },
+            py::arg("seq_id") = 0,
+            "From now on what a sequence holds is prompt, whose K/V droppable layers keep with 'refill' too.")
         .def(
             "draft_greedily",
             [](context & self) {

@@ -215,6 +215,7 @@ Raises ModelError when the file is missing, truncated, no GGUF, or of an unknown
         .def_property_readonly("n_embd", [](const model & self) { return llama_model_n_embd(self.get()); })
         .def_property_readonly("n_layer", [](const model & self) { return llama_model_n_layer(self.get()); })
         .def_property_readonly("n_ctx_train", [](const model & self) { return llama_model_n_ctx_train(self.get()); })
+        .def_property_readonly("n_swa", [](const model & self) { return llama_model_n_swa(self.get()); })
         .def_property_readonly("n_params", [](const model & self) { return llama_model_n_params(self.get()); })
         .def_property_readonly("n_bytes", [](const model & self) { return llama_model_size(self.get()); })
         .def_property_readonly("huge_page_bytes", [](const model & self) { return huge_page_bytes(*self.get()); })

@@ -11,8 +11,6 @@
 namespace loradrop::cpu {
 
 #ifdef LORADROP_ATTENTION
-static constexpr int64_t most_queries = 8;
-
 static bool has_whole_elements(const ggml_tensor & t, ggml_type type) {
     return t.type == type && t.nb[0] == ggml_type_size(type);
 }
@@ -28,8 +26,8 @@ static bool is_taken(const ggml_tensor & op) {
     memcpy(&max_bias, op.op_params + 1, sizeof(max_bias));
     return has_whole_elements(q, GGML_TYPE_F32) && has_whole_elements(k, GGML_TYPE_F16) &&
            has_whole_elements(v, GGML_TYPE_F16) && has_whole_elements(op, GGML_TYPE_F32) &&
-           op.nb[1] == op.ne[0] * sizeof(float) && q.ne[1] <= most_queries && k.ne[0] % 8 == 0 && v.ne[0] % 8 == 0 &&
-           k.ne[2] == v.ne[2] && k.ne[3] == v.ne[3] && q.ne[2] % k.ne[2] == 0 && q.ne[3] % k.ne[3] == 0 &&
+           op.nb[1] == op.ne[0] * sizeof(float) && k.ne[0] % 8 == 0 && v.ne[0] % 8 == 0 && k.ne[2] == v.ne[2] &&
+           k.ne[3] == v.ne[3] && q.ne[2] % k.ne[2] == 0 && q.ne[3] % k.ne[3] == 0 &&
            (!mask || has_whole_elements(*mask, GGML_TYPE_F16)) &&
            (!sinks || has_whole_elements(*sinks, GGML_TYPE_F32)) && max_bias < 64.0f;  // slopes stay normal floats
 }

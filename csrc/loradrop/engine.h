@@ -61,6 +61,9 @@ class engine {
     // How many of a sequence's tokens, from the first, have K/V in the caches that a prefill of them would leave.
     int32_t exact_tokens(llama_seq_id seq_id) const;
 
+    // From now on a sequence's tokens are prompt, whose K/V droppable layers keep.
+    void count_as_prompt(llama_seq_id seq_id) { sched.count_as_prompt(seq_id); }
+
     // Chooses drafts from now on; null: the most probable token is drafted.
     void set_picker(std::shared_ptr<draft_picker> chooser);
 

@@ -75,6 +75,9 @@ class schedule {
     // Takes one range that has left the window; false when there is none.
     bool next_thinned(int32_t seq_id, position_range & range);
 
+    // From now on the sequence's tokens are prompt, of which nothing is thinned.
+    void count_as_prompt(int32_t seq_id) { at(seq_id).thinnable.clear(); }
+
     // What the operations on a sequence's cells mean for its schedule. Ranges as in llama_memory_seq_*, but
     // with both ends given.
     void clear();

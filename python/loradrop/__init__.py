@@ -12,6 +12,7 @@ from loradrop._core import (
     UnsupportedError,
 )
 from loradrop.llama import Llama
+from loradrop.llama_state import LlamaState
 from loradrop.stats import RequestStats
 from loradrop.turns import StreamLost
 
@@ -26,6 +27,7 @@ __all__ = [
     "DecodeAborted",
     "DecodeError",
     "Llama",
+    "LlamaState",
     "LoradropError",
     "ModelError",
     "RequestStats",

@@ -38,7 +38,9 @@ class Generation:
         How many of the most probable tokens to give with each token's log-probability; None for
         no log-probabilities.
     reset : bool
-        Whether the session forgets what it holds first.
+        Whether the session forgets first what it holds.
+    reuse : bool
+        With `reset`, whether it keeps what a prefill of the prompt would leave too.
     forced : sequence of int
         The first tokens to take instead of the sampler's, which is asked all the same.
     on_end : callable, optional
@@ -59,6 +61,7 @@ class Generation:
         *,
         n_top: int | None = None,
         reset: bool = True,
+        reuse: bool = False,
         forced: Sequence[int] = (),
         on_end: Callable[[RequestStats], None] | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Generation:
         self._prompt = prompt
         self._n_top = n_top
         self._reset = reset
+        self._reuse = reuse
         self._forced = forced
         self._on_end = on_end
         self.context_full = False
@@ -103,9 +107,12 @@ class Generation:
                 session.context.draft_greedily()
             else:
                 self._sampler.drafts_for(session.context)
-            if self._reset:
+            n_reused = 0
+            if self._reset and self._reuse:
+                n_reused = session.keep_common(self._prompt)
+            elif self._reset:
                 session.clear()
-            taken, prompt_seconds = take(self._prompt)
+            taken, prompt_seconds = take(self._prompt[n_reused:])
             after_prompt = session.context.stats
             while True:
                 n_taken += 1
@@ -121,7 +128,7 @@ class Generation:
                 step_seconds.append(seconds)
         finally:
             if after_prompt is not None and turns.holds(turn):
-                self._end(n_tokens, prompt_seconds, step_seconds, after_prompt)
+                self._end(n_reused, n_tokens, prompt_seconds, step_seconds, after_prompt)
             turns.end(turn)
 
     def run_tokens(self) -> Generator[int, None, None]:
@@ -132,6 +139,7 @@ class Generation:
 
     def _end(
         self,
+        n_reused: int,
         n_tokens: int,
         prompt_seconds: float,
         step_seconds: list[float],
@@ -141,6 +149,7 @@ class Generation:
             self._on_end(
                 request_stats(
                     prompt_tokens=len(self._prompt),
+                    reused_tokens=n_reused,
                     tokens=n_tokens,
                     prompt_seconds=prompt_seconds,
                     step_seconds=step_seconds,

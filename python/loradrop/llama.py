@@ -14,9 +14,10 @@ from loradrop import _core
 from loradrop._core import Adapter, Context
 from loradrop.chat import ChatShape
 from loradrop.chat_template import ChatTemplate, has_template, model_template
-from loradrop.checks import check_int, check_text, check_utf8
+from loradrop.checks import check_bool, check_int, check_text, check_utf8
 from loradrop.completion import CompletionShape
 from loradrop.generation import Generation
+from loradrop.llama_state import LlamaState
 from loradrop.loading import load_model
 from loradrop.messages import check_messages
 from loradrop.models import resolve_model
@@ -33,10 +34,14 @@ from loradrop.text_stream import check_stop
 class Llama:
     """A model and one context that decodes with LoRA-Drop.
 
-    Each request starts with an empty context. One request runs at a time: others wait, in the order in which they
-    came, until it has ended; a stream ends with its last element, when it is closed, or when it is garbage. An open
-    stream gives way to a request that waits, as soon as nobody has asked for its next element for ten seconds, or at
-    once where both are of the main thread; its next element is then a `StreamLost`.
+    A request keeps of the context what reading its prompt would leave there too: the first tokens that both have in
+    common, as far as they were computed in full (with ``single`` no generated token, with ``refill`` those up to the
+    last refresh step until the window has lost some, else all).
+
+    One request runs at a time: others wait, in the order in which they came, until it has ended; a stream ends with its
+    last element, when it is closed, or when it is garbage. An open stream gives way to a request that waits, as soon as
+    nobody has asked for its next element for ten seconds, or at once where both are of the main thread; its next
+    element is then a `StreamLost`.
 
     A process made by ``fork`` cannot use the object of its parent: make a new one there.
 
@@ -82,6 +87,8 @@ class Llama:
         What the adapter is multiplied by.
     seed : int, optional
         Makes the requests that give no seed of their own, taken together, repeatable.
+    cache_prompt : bool
+        Whether requests keep what the context and their prompt have in common. Else each starts with an empty context.
     use_mmap : bool, optional
         Whether to map the model's file into memory instead of reading it. None maps it unless `use_hugepages` is set.
     use_hugepages : bool
@@ -142,6 +149,7 @@ class Llama:
         lora_path: str | os.PathLike[str] | None = None,
         lora_scale: float = 1.0,
         seed: int | None = None,
+        cache_prompt: bool = True,
         use_mmap: bool | None = None,
         use_hugepages: bool = False,
         verbose: bool = False,
@@ -171,6 +179,7 @@ class Llama:
             use_hugepages=use_hugepages,
         )
         self._seeds = random.Random(check_seed(seed))
+        self._cache_prompt = check_bool("cache_prompt", cache_prompt)
         _core.set_verbose(verbose)
         path = resolve_model(model_path)
         self.model_path = os.fspath(model_path)
@@ -201,7 +210,7 @@ class Llama:
         self.refresh = drop.refresh
         self.tolerance = tolerance
         self.dropped_layers = context.dropped_layers
-        self._session: Session | None = Session(context, min(n_ctx, context.n_ctx))
+        self._session: Session | None = Session(context, min(n_ctx, context.n_ctx), self._model.n_swa)
         self._template: ChatTemplate | None = None
         self._stats: RequestStats | None = None
 
@@ -480,7 +489,7 @@ class Llama:
         temp : float
             The temperature. The other options are those of `create_completion`.
         reset : bool
-            Whether to empty the context first. Otherwise the prompt is appended to it.
+            Whether the prompt begins the text. Otherwise it is appended to what the context holds.
 
         Raises
         ------
@@ -528,7 +537,7 @@ class Llama:
         room = self._check_room(prompt, 0)
         if len(tokens) > room:
             raise ValueError(f"tokens: {len(tokens)} of them, the context has room for {room}")
-        generation = self._generation(session, prompt, SamplingOptions(), None, forced=tokens)
+        generation = self._generation(session, prompt, SamplingOptions(), None, reuse=False, forced=tokens)
         with closing(generation.run()) as run:
             for _ in islice(run, len(tokens) + 1):
                 pass
@@ -540,6 +549,27 @@ class Llama:
         session = self._open_session()
         with session.turns.turn():
             session.clear()
+
+    def save_state(self) -> LlamaState:
+        """Return what the context holds, for `load_state` of an object made with the same model and options."""
+        session = self._open_session()
+        with session.turns.turn():
+            tokens, state = session.save_state()
+        return LlamaState(tuple(tokens), state)
+
+    def load_state(self, state: LlamaState) -> None:
+        """Put back what `save_state` has returned; a request whose prompt goes on from it need not read that again.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit: another model, other layers that drop, a smaller context. The context is empty then.
+        """
+        if not isinstance(state, LlamaState):
+            raise TypeError(f"state is {type(state).__name__}: give what save_state() has returned")
+        session = self._open_session()
+        with session.turns.turn():
+            session.load_state(self._check_tokens("state.input_ids", state.input_ids), state.llama_state)
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -668,6 +698,7 @@ class Llama:
         *,
         n_top: int | None = None,
         reset: bool = True,
+        reuse: bool = True,
         forced: Sequence[int] = (),
     ) -> Generation:
         if n_top is not None:
@@ -686,6 +717,7 @@ class Llama:
             prompt,
             n_top=n_top,
             reset=reset,
+            reuse=reuse and self._cache_prompt,
             forced=forced,
             on_end=keep,
         )

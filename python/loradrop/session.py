@@ -18,6 +18,8 @@ class Session:
         A context of one sequence.
     n_ctx : int
         The most tokens that the context may hold.
+    n_swa : int
+        Tokens of the model's sliding windows; 0 where it has none.
 
     Attributes
     ----------
@@ -27,9 +29,10 @@ class Session:
         The process that has made it.
     """
 
-    def __init__(self, context: Context, n_ctx: int) -> None:
+    def __init__(self, context: Context, n_ctx: int, n_swa: int = 0) -> None:
         self.context = context
         self.n_ctx = n_ctx
+        self.n_swa = n_swa
         self.turns = Turns()
         self.process = os.getpid()
         self._tokens: list[int] = []
@@ -48,6 +51,42 @@ class Session:
         """Forget all tokens."""
         self.context.clear()
         self._tokens.clear()
+
+    def keep_common(self, prompt: Sequence[int]) -> int:
+        """Forget all tokens but those that a prefill of the prompt would leave too; return how many these are.
+
+        They are the prompt's first ones, as far as the context holds them exactly (`Context.exact_tokens`) and their
+        windows are still there; fewer than all of either, so that there is one to decode, which counts as prompt.
+        """
+        held = self.tokens
+        n = next((i for i, (a, b) in enumerate(zip(held, prompt, strict=False)) if a != b), min(len(held), len(prompt)))
+        n = min(n, self.context.exact_tokens(), len(held) - 1, len(prompt) - 1)
+        if n <= 0 or self.context.seq_pos_min(0) > max(0, n - self.n_swa) or not self.context.seq_rm(0, n):
+            self.clear()
+            return 0
+        del self._tokens[n:]
+        self.context.count_as_prompt()
+        return n
+
+    def save_state(self) -> tuple[list[int], bytes]:
+        """Return the tokens and all that the context holds."""
+        return self.tokens, self.context.save_state()
+
+    def load_state(self, tokens: Sequence[int], state: bytes) -> None:
+        """Restore what `save_state` has returned.
+
+        Raises
+        ------
+        ValueError
+            If the state does not fit the context, which is empty then.
+        """
+        self.clear()
+        self.context.load_state(state)
+        if self.n_tokens != len(tokens) or len(tokens) > self.n_ctx:
+            n_held = self.n_tokens
+            self.clear()
+            raise ValueError(f"state: {len(tokens)} tokens for {n_held} that it holds, of n_ctx={self.n_ctx}")
+        self._tokens = list(tokens)
 
     def decode(self, tokens: Sequence[int]) -> None:
         """Append tokens to the context; the logits are the last one's.

@@ -23,6 +23,8 @@ class RequestStats:
     ----------
     prompt_tokens : int
         Tokens of the prompt.
+    reused_tokens : int
+        Those of them, from the first, that the context held from the request before, and that were not computed again.
     tokens : int
         Tokens generated, without the one that ends the generation.
     lora_steps : int
@@ -38,7 +40,7 @@ class RequestStats:
     decode_seconds : float
         All later steps, each one decode call and the choice of the next token.
     prompt_tokens_per_second, decode_tokens_per_second : float
-        Tokens over seconds; 0 where nothing was decoded.
+        Tokens over seconds, without those that were reused; 0 where nothing was decoded.
     ms_per_token_p50, ms_per_token_p95 : float
         Median and 95th percentile of a step's milliseconds; 0 where nothing was decoded.
     kv_bytes : int
@@ -48,6 +50,7 @@ class RequestStats:
     """
 
     prompt_tokens: int
+    reused_tokens: int
     tokens: int
     lora_steps: int
     refresh_steps: int
@@ -87,6 +90,7 @@ def tokens_per_round(rounds: int, accepted: int) -> float:
 def request_stats(
     *,
     prompt_tokens: int,
+    reused_tokens: int,
     tokens: int,
     prompt_seconds: float,
     step_seconds: Sequence[float],
@@ -108,6 +112,7 @@ def request_stats(
     p50, p95 = np.percentile(step_seconds, (50, 95)) * 1e3 if step_seconds else (0.0, 0.0)
     return RequestStats(
         prompt_tokens=prompt_tokens,
+        reused_tokens=reused_tokens,
         tokens=tokens,
         lora_steps=at_end["lora_steps"] - after_prompt["lora_steps"],
         refresh_steps=len(step_seconds) - lora_tokens - accepted,
@@ -116,7 +121,7 @@ def request_stats(
         accepted=accepted,
         prompt_seconds=prompt_seconds,
         decode_seconds=decode_seconds,
-        prompt_tokens_per_second=prompt_tokens / prompt_seconds if prompt_seconds else 0.0,
+        prompt_tokens_per_second=(prompt_tokens - reused_tokens) / prompt_seconds if prompt_seconds else 0.0,
         decode_tokens_per_second=len(step_seconds) / decode_seconds if decode_seconds else 0.0,
         ms_per_token_p50=float(p50),
         ms_per_token_p95=float(p95),

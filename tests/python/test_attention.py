@@ -1,4 +1,4 @@
-"""Attention of a few queries at once: each gets the bits that llama.cpp's own code gives it alone."""
+"""Attention of several queries at once: each gets the bits that llama.cpp's own code gives it alone."""
 
 from __future__ import annotations
 
@@ -143,6 +143,12 @@ def test_a_batch_gives_each_query_the_bits_of_llama_cpp(size: tuple[int, int]) -
         assert same_bits(case.attend(0, n), alone[:, :n])
 
 
+@pytest.mark.parametrize("n_query", [9, 63, 64, 150])
+def test_so_does_a_prompt(n_query: int) -> None:
+    case = make_case(n_query=n_query, n_cells=200, size=(64, 64), n_stream=2)
+    assert same_bits(case.attend(n_threads=2), case.one_by_one("llama.cpp"))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -269,7 +275,7 @@ def kernels_as_before() -> Iterator[None]:
     kv_heads=st.integers(1, 4),
     ratio=st.integers(1, 9),
     size=st.tuples(st.integers(4, 32), st.integers(4, 32)),
-    n_query=st.integers(1, 8),
+    n_query=st.integers(1, 8) | st.integers(9, 80),
     n_cells=st.integers(1, 700),
     masked=st.sampled_from([None, 0.0, 0.1, 0.9, 0.995]),
     bias=st.booleans(),
