@@ -16,6 +16,7 @@ from loradrop_convert.output import check_outputs, complete_file, no_room_names
 from loradrop_convert.pack import pack, pack_sidecar
 from loradrop_convert.reference_base import write_reference_base
 from loradrop_convert.reference_checkpoint import CONFIG, is_reference_checkpoint
+from loradrop_convert.remote_code import check_needs_no_code
 from loradrop_convert.sources import read_source
 from loradrop_convert.storage import STORAGE_TYPES, StorageType
 
@@ -30,11 +31,14 @@ def convert(
     corrector: AnyPath | None = None,
     corrector_type: StorageType | None = None,
     sidecar: bool = False,
+    trust_remote_code: bool = False,
     force: bool = False,
     n_threads: int = 0,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write a checkpoint's model as GGUF, by llama.cpp's converter and quantiser.
+
+    No code that the checkpoint brings is run, unless `trust_remote_code` is set.
 
     Parameters
     ----------
@@ -51,6 +55,8 @@ def convert(
         Of the corrector's matrices; see `pack`.
     sidecar : bool
         Whether the corrector goes into `sidecar_path` instead of `out`.
+    trust_remote_code : bool
+        Whether the converter may run Python code that the checkpoint brings for its tokenizer.
     force : bool
         Whether files of these names may be replaced.
     n_threads : int
@@ -85,6 +91,8 @@ def convert(
     outputs = [out, sidecar_path(out)] if sidecar else [out]
     check_outputs(outputs, force, _files(checkpoint, corrector))
     check_requirements()
+    if not trust_remote_code and not reference:  # of the latter no code is copied
+        check_needs_no_code(checkpoint)
     if corrector is not None:
         read_source(corrector)  # a bad one should not show only after the long conversion
 
@@ -97,7 +105,7 @@ def convert(
         else:
             base_folder = checkpoint
         model = work / "converted.gguf"
-        _write_model(base_folder, model, outtype, n_threads, progress)
+        _write_model(base_folder, model, outtype, n_threads, progress, trust_remote_code)
         made = [model]
         if corrector is not None:
             made = _add_corrector(model, corrector, corrector_type, sidecar, progress)
@@ -146,13 +154,15 @@ def _work_folder(out: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _write_model(checkpoint: Path, path: Path, outtype: str, n_threads: int, progress: Progress | None) -> None:
+def _write_model(
+    checkpoint: Path, path: Path, outtype: str, n_threads: int, progress: Progress | None, trust_remote_code: bool
+) -> None:
     if outtype in DIRECT_TYPES:
-        run_converter(checkpoint, path, outtype, progress)
+        run_converter(checkpoint, path, outtype, progress, trust_remote_code=trust_remote_code)
         _check_complete(checkpoint, path)
         return
     source = path.with_name("source.gguf")
-    run_converter(checkpoint, source, OWN_PRECISION, progress)
+    run_converter(checkpoint, source, OWN_PRECISION, progress, trust_remote_code=trust_remote_code)
     _check_complete(checkpoint, source)
     if progress is not None:
         progress(f"quantising {checkpoint.name} to {outtype}", 0, None)

