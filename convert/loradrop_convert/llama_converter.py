@@ -1,4 +1,4 @@
-"""llama.cpp's own converter of checkpoints, which is carried as it is and run in a process of its own."""
+"""llama.cpp's own converters of checkpoints and adapters, carried as they are and run in a process of their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ DIRECT_TYPES = ("f32", "f16", "bf16", "q8_0")
 OWN_PRECISION = "auto"
 
 _SCRIPT = "convert_hf_to_gguf.py"
+_LORA_SCRIPT = "convert_lora_to_gguf.py"
 _RUN = Path(__file__).with_name("run_with_trust.py")
 _REQUIRED = ("torch", "transformers", "sentencepiece")
 _POLL_SECONDS = 0.3
@@ -88,6 +89,20 @@ def run_converter(
     """
     command = [str(find_converter()), str(checkpoint.absolute())]
     _run(checkpoint, command, out, outtype, progress, trust_remote_code)
+
+
+def run_lora_converter(adapter: Path, base: Path, out: Path, outtype: str, progress: Progress | None = None) -> None:
+    """Write an adapter as GGUF; see `run_converter`.
+
+    Parameters
+    ----------
+    adapter : Path
+        A folder as PEFT saves it, of plain LoRA; the converter takes no notice of anything else.
+    base : Path
+        A folder with the ``config.json`` of the model that it adapts.
+    """
+    command = [str(find_converter(_LORA_SCRIPT)), str(adapter.absolute()), "--base", str(base.absolute())]
+    _run(adapter, command, out, outtype, progress, False)
 
 
 def _run(

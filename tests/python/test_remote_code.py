@@ -97,3 +97,8 @@ def test_an_unknown_tokenizer(tmp_path: Path, ran: Path) -> None:
     says = f"{folder}: llama.cpp's converter {UNKNOWN}. If the model was trained from a known one, put that one's"
     arguments = (folder, "-o", tmp_path / "model.gguf")
     fails(tmp_path, says, *arguments)
+    pytest.importorskip("peft")
+    from peft_adapters import write_peft
+
+    adapter = write_peft(tmp_path / "adapter", transformers_model(make_model("qwen2", n_layer=2)))
+    fails(tmp_path, says, *arguments, "--lora", adapter)  # the merged copy is not what the user has
