@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from loradrop import _core
-from loradrop._core import Adapter, Context
+from loradrop._core import Context
+from loradrop.adapters import load_adapters
 from loradrop.chat import ChatShape, ChatTemplate, check_messages, model_template
 from loradrop.checks import check_int
 from loradrop.completion import CompletionShape
@@ -24,6 +25,7 @@ from loradrop.responses import ChatCompletion, ChatCompletionChunk, Completion, 
 from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
 from loradrop.stats import RequestStats
+from loradrop_convert.adapter_scales import AdapterPaths
 
 
 class Llama:
@@ -69,11 +71,12 @@ class Llama:
         Whether to use flash attention.
     type_k, type_v : str
         Types of the K/V cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
-    lora_path : path, optional
-        A LoRA adapter of the usual kind, in GGUF. LoRA steps leave out what it adds to dropped layers, and a corrector
-        was made for the model without it.
-    lora_scale : float
-        What the adapter is multiplied by.
+    lora_path : path or sequence of paths, optional
+        LoRA adapters of the usual kind: GGUF files, or folders as PEFT saves them, which are converted once (needs the
+        extra ``convert``). LoRA steps leave out what they add to dropped layers, and a corrector was made for the model
+        without them.
+    lora_scale : float or sequence of float
+        What each adapter is multiplied by; one number holds for all.
     seed : int, optional
         Makes the requests that give no seed of their own, taken together, repeatable.
     use_mmap : bool, optional
@@ -133,8 +136,8 @@ class Llama:
         flash_attn: str | bool = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
-        lora_path: str | os.PathLike[str] | None = None,
-        lora_scale: float = 1.0,
+        lora_path: AdapterPaths = None,
+        lora_scale: float | Sequence[float] = 1.0,
         seed: int | None = None,
         use_mmap: bool | None = None,
         use_hugepages: bool = False,
@@ -187,7 +190,7 @@ class Llama:
             adapt_k=drop.adapt_k,
             refresh=drop.refresh,
             kv_window=drop_options.window,
-            adapters=[] if lora_path is None else [(Adapter(self._model, os.fspath(lora_path)), lora_scale)],
+            adapters=load_adapters(self._model, options.adapters),
         )
         self.corrector = drop.corrector
         self.rho = drop.rho
