@@ -84,7 +84,7 @@ function(loradrop_prepare_llama_cpp out)
 
     set(tree "${CMAKE_BINARY_DIR}/llama.cpp")
     set(parts src include ggml cmake vendor licenses LICENSE CMakeLists.txt
-        convert_hf_to_gguf.py conversion gguf-py/gguf)  # the last three are the converter, for csrc/CMakeLists.txt
+        convert_hf_to_gguf.py convert_lora_to_gguf.py conversion gguf-py/gguf)  # installed by csrc/CMakeLists.txt
     loradrop_fingerprint(fingerprint "${source}" ${parts})
     set(stamp "${source}\n${parts}\n${fingerprint}")
     foreach (patch IN LISTS patches)

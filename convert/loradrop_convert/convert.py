@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from loradrop._core import LoradropError, ModelError, quantize, quantize_types
+from loradrop_convert.adapter_scales import AdapterPaths, adapter_scales
 from loradrop_convert.base import base_of, read_model_header
+from loradrop_convert.convert_adapter import check_adapter_alone, convert_adapter
+from loradrop_convert.converter_input import converter_input
 from loradrop_convert.gguf_writer import Progress
 from loradrop_convert.llama_converter import DIRECT_TYPES, OWN_PRECISION, check_requirements, run_converter
 from loradrop_convert.output import check_outputs, complete_file, no_room_names
 from loradrop_convert.pack import pack, pack_sidecar
-from loradrop_convert.reference_base import write_reference_base
+from loradrop_convert.peft_adapter import is_peft_folder, read_peft_adapter
 from loradrop_convert.reference_checkpoint import CONFIG, is_reference_checkpoint
+from loradrop_convert.remote_code import check_needs_no_code
 from loradrop_convert.sources import read_source
 from loradrop_convert.storage import STORAGE_TYPES, StorageType
 
@@ -30,11 +34,17 @@ def convert(
     corrector: AnyPath | None = None,
     corrector_type: StorageType | None = None,
     sidecar: bool = False,
+    lora: AdapterPaths = None,
+    lora_scale: float | Sequence[float] = 1.0,
+    adapter: bool = False,
+    trust_remote_code: bool = False,
     force: bool = False,
     n_threads: int = 0,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write a checkpoint's model as GGUF, by llama.cpp's converter and quantiser.
+
+    No code that the checkpoint brings is run, unless `trust_remote_code` is set.
 
     Parameters
     ----------
@@ -51,6 +61,15 @@ def convert(
         Of the corrector's matrices; see `pack`.
     sidecar : bool
         Whether the corrector goes into `sidecar_path` instead of `out`.
+    lora : path or sequence of paths, optional
+        Folders of LoRA adapters as PEFT saves them, which are added to the weights.
+    lora_scale : float or sequence of float
+        What each is multiplied by; one number holds for all.
+    adapter : bool
+        Whether to write the one adapter `lora` as a GGUF file of its own, instead of the model; then `outtype` is one
+        of the converter's and of the checkpoint only the configuration is needed.
+    trust_remote_code : bool
+        Whether the converter may run Python code that the checkpoint brings for its tokenizer.
     force : bool
         Whether files of these names may be replaced.
     n_threads : int
@@ -66,9 +85,11 @@ def convert(
     Raises
     ------
     ValueError
-        If `outtype` or `corrector_type` is unknown, or there is no corrector for a sidecar.
+        If `outtype` or `corrector_type` is unknown, there is no corrector for a sidecar, or arguments do not go
+        together.
     ModelError
-        If the checkpoint cannot be converted, or what the converter imports is not installed.
+        If the checkpoint cannot be converted, an adapter does not fit it or is no plain LoRA, or what the converter
+        imports is not installed.
     CorrectorError
         If the corrector cannot be read, or does not fit the model.
     OSError
@@ -78,26 +99,28 @@ def convert(
     _check_types(outtype, corrector_type)
     _check_checkpoint(checkpoint)
     reference = is_reference_checkpoint(checkpoint)
-    if corrector is None and reference:
+    loras = adapter_scales(lora, lora_scale, ("lora", "lora_scale"))
+    if adapter:
+        check_adapter_alone(loras, outtype, corrector, sidecar)
+    elif corrector is None and reference:
         corrector = checkpoint
     if corrector is None and sidecar:
         raise ValueError("sidecar=True: there is no corrector for it; give one with --corrector (corrector=PATH)")
     outputs = [out, sidecar_path(out)] if sidecar else [out]
-    check_outputs(outputs, force, _files(checkpoint, corrector))
+    check_outputs(outputs, force, _files(checkpoint, corrector, *(path for path, _ in loras)))
     check_requirements()
+    adapters = [(read_peft_adapter(path), scale) for path, scale in loras]
+    if adapter:
+        convert_adapter(checkpoint, adapters[0][0], out, outtype, force, progress)
+        return outputs
+    if not trust_remote_code and not reference:  # of the latter no code is copied
+        check_needs_no_code(checkpoint)
     if corrector is not None:
         read_source(corrector)  # a bad one should not show only after the long conversion
 
-    with _work_folder(out) as work:
-        if reference:
-            # The converter makes the model's name from the folder's.
-            base_folder = work / "base" / checkpoint.absolute().name
-            base_folder.parent.mkdir()
-            write_reference_base(checkpoint, base_folder, progress)
-        else:
-            base_folder = checkpoint
+    with _work_folder(out) as work, converter_input(checkpoint, adapters, work, progress) as base_folder:
         model = work / "converted.gguf"
-        _write_model(base_folder, model, outtype, n_threads, progress)
+        _write_model(base_folder, model, outtype, n_threads, progress, trust_remote_code)
         made = [model]
         if corrector is not None:
             made = _add_corrector(model, corrector, corrector_type, sidecar, progress)
@@ -126,6 +149,8 @@ def _check_checkpoint(path: Path) -> None:
     if not path.is_dir():
         found = "a file" if path.exists() else "not there"
         raise FileNotFoundError(f"{path} is {found}; give the folder of a checkpoint, with its {CONFIG}")
+    if not (path / CONFIG).is_file() and is_peft_folder(path):
+        raise FileNotFoundError(f"{path}: holds an adapter alone; give the folder of its model, and this with --lora")
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path}: there is no {CONFIG} in it; give the folder of a checkpoint")
 
@@ -146,13 +171,15 @@ def _work_folder(out: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _write_model(checkpoint: Path, path: Path, outtype: str, n_threads: int, progress: Progress | None) -> None:
+def _write_model(
+    checkpoint: Path, path: Path, outtype: str, n_threads: int, progress: Progress | None, trust_remote_code: bool
+) -> None:
     if outtype in DIRECT_TYPES:
-        run_converter(checkpoint, path, outtype, progress)
+        run_converter(checkpoint, path, outtype, progress, trust_remote_code=trust_remote_code)
         _check_complete(checkpoint, path)
         return
     source = path.with_name("source.gguf")
-    run_converter(checkpoint, source, OWN_PRECISION, progress)
+    run_converter(checkpoint, source, OWN_PRECISION, progress, trust_remote_code=trust_remote_code)
     _check_complete(checkpoint, source)
     if progress is not None:
         progress(f"quantising {checkpoint.name} to {outtype}", 0, None)

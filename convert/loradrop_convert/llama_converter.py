@@ -1,4 +1,4 @@
-"""llama.cpp's own converter of checkpoints, which is carried as it is and run in a process of its own."""
+"""llama.cpp's own converters of checkpoints and adapters, carried as they are and run in a process of their own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ DIRECT_TYPES = ("f32", "f16", "bf16", "q8_0")
 OWN_PRECISION = "auto"
 
 _SCRIPT = "convert_hf_to_gguf.py"
+_LORA_SCRIPT = "convert_lora_to_gguf.py"
+_RUN = Path(__file__).with_name("run_with_trust.py")
 _REQUIRED = ("torch", "transformers", "sentencepiece")
 _POLL_SECONDS = 0.3
 # NumPy says how much it has written where others give the number of the error.
 _NO_ROOM = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EFBIG})\]|requested and \d+ written")
 _MOST_LINES = 5
+NEEDS_TRUST = "read it and, if you trust it, give --trust-remote-code (trust_remote_code=True)"
 
 
 def check_requirements() -> None:
@@ -41,7 +44,7 @@ def check_requirements() -> None:
             raise ModelError(f'llama.cpp\'s converter needs {name}: pip install "loradrop[convert]"')
 
 
-def find_converter() -> Path:
+def find_converter(name: str = _SCRIPT) -> Path:
     """Return the converter's script.
 
     It lies beside this package, or where the package's other part is when this one is imported from its sources.
@@ -53,17 +56,16 @@ def find_converter() -> Path:
     """
     packages = [Path(__file__).parent, *(Path(entry, "loradrop_convert") for entry in sys.path)]
     for package in packages:
-        script = package / "llama_cpp" / _SCRIPT
+        script = package / "llama_cpp" / name
         if script.is_file():
             return script
-    raise ModelError(f"llama.cpp's converter, loradrop_convert/llama_cpp/{_SCRIPT}, is missing; install loradrop again")
+    raise ModelError(f"llama.cpp's converter, loradrop_convert/llama_cpp/{name}, is missing; install loradrop again")
 
 
-def run_converter(checkpoint: Path, out: Path, outtype: str, progress: Progress | None = None) -> None:
-    """Write a checkpoint's model as GGUF.
-
-    The converter may run Python code that a checkpoint brings for its tokenizer, as transformers does when it is told
-    to trust it. Nothing is downloaded.
+def run_converter(
+    checkpoint: Path, out: Path, outtype: str, progress: Progress | None = None, *, trust_remote_code: bool = False
+) -> None:
+    """Write a checkpoint's model as GGUF. Nothing is downloaded.
 
     Parameters
     ----------
@@ -75,6 +77,8 @@ def run_converter(checkpoint: Path, out: Path, outtype: str, progress: Progress 
         One of `DIRECT_TYPES`, or `OWN_PRECISION`.
     progress : callable, optional
         Called again and again.
+    trust_remote_code : bool
+        Whether Python code that the checkpoint brings for its tokenizer may run.
 
     Raises
     ------
@@ -83,8 +87,29 @@ def run_converter(checkpoint: Path, out: Path, outtype: str, progress: Progress 
     OSError
         If the room on the disk runs out.
     """
-    command = [sys.executable, str(find_converter()), str(checkpoint.absolute())]
-    command += ["--outfile", str(out.absolute()), "--outtype", outtype]
+    command = [str(find_converter()), str(checkpoint.absolute())]
+    _run(checkpoint, command, out, outtype, progress, trust_remote_code)
+
+
+def run_lora_converter(adapter: Path, base: Path, out: Path, outtype: str, progress: Progress | None = None) -> None:
+    """Write an adapter as GGUF; see `run_converter`.
+
+    Parameters
+    ----------
+    adapter : Path
+        A folder as PEFT saves it, of plain LoRA; the converter takes no notice of anything else.
+    base : Path
+        A folder with the ``config.json`` of the model that it adapts.
+    """
+    command = [str(find_converter(_LORA_SCRIPT)), str(adapter.absolute()), "--base", str(base.absolute())]
+    _run(adapter, command, out, outtype, progress, False)
+
+
+def _run(
+    source: Path, command: list[str], out: Path, outtype: str, progress: Progress | None, trust_remote_code: bool
+) -> None:
+    choice = "trust" if trust_remote_code else "distrust"
+    command = [sys.executable, str(_RUN), choice, *command, "--outfile", str(out.absolute()), "--outtype", outtype]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment()
@@ -92,12 +117,12 @@ def run_converter(checkpoint: Path, out: Path, outtype: str, progress: Progress 
         try:
             while not _has_ended(process):
                 if progress is not None:
-                    progress(f"converting {checkpoint.name}", out.stat().st_size if out.exists() else 0, None)
+                    progress(f"converting {source.name}", out.stat().st_size if out.exists() else 0, None)
         finally:
             process.kill()  # no-op after its end
             process.wait()
         if process.returncode or not out.exists():
-            raise _failure(checkpoint, process.returncode, _end_of(log))
+            raise _failure(source, process.returncode, _end_of(log))
 
 
 def _environment() -> dict[str, str]:
@@ -120,12 +145,21 @@ def _end_of(log: IO[bytes]) -> str:
     return log.read().decode(errors="replace")
 
 
-def _failure(checkpoint: Path, code: int, log: str) -> Exception:
+def _failure(source: Path, code: int, log: str) -> Exception:
     if _NO_ROOM.search(log):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if code < 0:
-        return ModelError(f"{checkpoint}: llama.cpp's converter was ended by signal {-code}; was there enough memory?")
-    return ModelError(f"{checkpoint}: llama.cpp's converter failed: {_last_words(log)}")
+        return ModelError(f"{source}: llama.cpp's converter was ended by signal {-code}; was there enough memory?")
+    said = _last_words(log)
+    if "trust_remote_code=True" in said:
+        return ModelError(f"{source}: cannot be converted without running Python code that it brings; {NEEDS_TRUST}")
+    if "pre-tokenizer was not recognized" in said:
+        return ModelError(
+            f"{source}: llama.cpp's converter does not know its tokenizer. If the model was trained from a known one, "
+            "put that one's tokenizer.json and tokenizer_config.json in the place of its own, which training has "
+            "changed or saved anew; a new tokenizer needs a llama.cpp, and so a loradrop, that knows it"
+        )
+    return ModelError(f"{source}: llama.cpp's converter failed: {said}")
 
 
 def _last_words(log: str) -> str:

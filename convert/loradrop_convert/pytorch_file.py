@@ -14,7 +14,10 @@ from loradrop._core import CorrectorError
 from loradrop_convert.corrector import FloatArray
 from loradrop_convert.safetensors_file import RawTensor
 
-_SAFETENSORS_TYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"}
+_SAFETENSORS_TYPES = {
+    **{"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"},
+    **{"torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int32": "I32", "torch.int64": "I64"},
+}
 
 
 def read_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, FloatArray]:
@@ -36,7 +39,7 @@ def read_raw_pytorch(path: Path, wanted: Callable[[str], bool]) -> dict[str, Raw
     Raises
     ------
     CorrectorError
-        As `read_pytorch`, or if a tensor is not of floating point.
+        As `read_pytorch`, or if a tensor has a type that is not known here.
     """
     torch = _import_torch(path)
     tensors = {}

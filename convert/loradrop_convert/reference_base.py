@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 from loradrop._core import ModelError
+from loradrop_convert.checkpoint_files import copy_other_files, read_raw, write_shard
 from loradrop_convert.gguf_writer import Progress
 from loradrop_convert.json_file import JsonObject, read_json
-from loradrop_convert.output import check_space
-from loradrop_convert.pytorch_file import read_raw_pytorch
 from loradrop_convert.reference_checkpoint import CONFIG, weight_files
-from loradrop_convert.safetensors_file import RawTensor, SafetensorsFile, write_raw_safetensors
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_COPIED = (".json", ".jinja", ".md", ".model", ".txt")
 # The second is made by the reference code and used nowhere in it.
 _ADDED = (".lora_adapter.", ".post_lora_layernorm.")
 _LAYER_PARTS = (
@@ -41,36 +38,28 @@ def write_reference_base(checkpoint: Path, folder: Path, progress: Progress | No
     """
     config = read_json(checkpoint / CONFIG)
     folder.mkdir()
-    _copy_other_files(checkpoint, folder)
-    _write_json(folder / CONFIG, {**config.values, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+    copy_other_files(checkpoint, folder)
+    _repair_tokenizer_config(folder / _TOKENIZER_CONFIG)
+    _write_json(folder / CONFIG, reference_base_config(config.values))
     copied: set[str] = set()
     n_bytes = 0
     for i, path in enumerate(weight_files(checkpoint)):
-        tensors = _base_tensors(path)
+        tensors = read_raw(path, _is_base)
         if tensors:
-            n_bytes += _write_shard(folder / f"model-{i:05}.safetensors", tensors)
+            n_bytes += write_shard(folder, i, tensors)
             copied |= tensors.keys()
         if progress is not None:
             progress(f"copying weights of {checkpoint.name}", n_bytes, None)
     _check_complete(config, copied)
 
 
-def _base_tensors(path: Path) -> dict[str, RawTensor]:
-    if path.suffix != ".safetensors":
-        return read_raw_pytorch(path, _is_base)
-    file = SafetensorsFile.open(path)
-    return {name: file.raw(name) for name in file.entries if _is_base(name)}
+def reference_base_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the model inside a checkpoint of the reference code."""
+    return {**config, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 
 
 def _is_base(name: str) -> bool:
     return not any(part in name for part in _ADDED)
-
-
-def _write_shard(path: Path, tensors: dict[str, RawTensor]) -> int:
-    n_bytes = sum(tensor.n_bytes for tensor in tensors.values())
-    check_space(path, n_bytes)
-    write_raw_safetensors(path, tensors)
-    return n_bytes
 
 
 def _check_complete(config: JsonObject, copied: set[str]) -> None:
@@ -88,15 +77,12 @@ def _check_complete(config: JsonObject, copied: set[str]) -> None:
     raise ModelError(f"{checkpoint}: tensor {missing[0]} is missing")
 
 
-def _copy_other_files(checkpoint: Path, folder: Path) -> None:
-    for path in checkpoint.iterdir():
-        if path.is_file() and path.suffix in _COPIED and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
-    if (checkpoint / _TOKENIZER_CONFIG).is_file():
-        values = read_json(checkpoint / _TOKENIZER_CONFIG).values
+def _repair_tokenizer_config(path: Path) -> None:
+    if path.is_file():
+        values = read_json(path).values
         # The reference gives Qwen2's tokenizer a name that only its own code knows.
         name = str(values.get("tokenizer_class", "")).replace("Qwen2_Lora_Drop", "Qwen2")
-        _write_json(folder / _TOKENIZER_CONFIG, values | ({"tokenizer_class": name} if name else {}))
+        _write_json(path, values | ({"tokenizer_class": name} if name else {}))
 
 
 def _write_json(path: Path, values: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ the rule, which layers drop, and the defaults of the numbers that a config may l
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from loradrop._core import CorrectorError
@@ -79,9 +80,9 @@ def is_reference_checkpoint(path: str | os.PathLike[str]) -> bool:
     return config.is_file() and read_json(config).values.get("model_type") == MODEL_TYPE
 
 
-def weight_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files that hold a checkpoint's weights: those that its index names, else those there are."""
-    return _indexed_files(Path(path)) or _weight_files(Path(path))
+def weight_files(path: str | os.PathLike[str], patterns: Sequence[str] = _PATTERNS) -> list[Path]:
+    """Return the files that hold a checkpoint's weights: those that its index names, else of the first pattern."""
+    return _indexed_files(Path(path)) or _weight_files(Path(path), patterns)
 
 
 def _name(layer: int, part: str) -> str:
@@ -160,8 +161,8 @@ def _indexed_files(folder: Path, names: set[str] | None = None) -> list[Path]:
     return []
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in _PATTERNS:
+def _weight_files(folder: Path, patterns: Sequence[str] = _PATTERNS) -> list[Path]:
+    for pattern in patterns:
         if files := sorted(file for file in folder.glob(pattern) if file.name not in _NO_WEIGHTS):
             return files
     return []

