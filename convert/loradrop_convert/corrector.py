@@ -12,6 +12,7 @@ FloatArray = npt.NDArray[np.float32]
 
 SEGMENT = "segment"
 ANCHOR_DELTA = "anchor-delta"
+CORRECTED_POLICIES = ("single", "refill")  # that correctors are made for; verify drafts as refill decodes
 REUSE_RULES = ("previous-state", "anchor-state", ANCHOR_DELTA, SEGMENT)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from loradrop._core import CorrectorError
-from loradrop_convert.base import BaseInfo, check_corrector
+from loradrop_convert.base import WEIGHTS_KEY, BaseInfo, check_corrector
 from loradrop_convert.corrector import SEGMENT, CorrectorData, is_corrector_tensor
 from loradrop_convert.gguf_header import Field, Header, read_header
 from loradrop_convert.gguf_writer import write_gguf
@@ -129,6 +129,7 @@ def base_of_sidecar(header: Header) -> BaseInfo:
         n_layer=header.need("lora_drop.base.block_count", _U32),
         n_embd=header.need("lora_drop.base.embedding_length", _U32),
         layout_hash=header.need("lora_drop.base.tensors", _STR),
+        weights_hash=header.get(WEIGHTS_KEY, _STR) or None,
     )
 
 
@@ -158,7 +159,9 @@ def corrector_fields(corrector: CorrectorData) -> list[Field]:
 def _base_fields(base: BaseInfo) -> list[Field]:
     if base.layout_hash is None:
         raise ValueError("layout_hash=None: a sidecar names its model's; take BaseInfo from read_base")
+    weights = [] if base.weights_hash is None else [Field.make(WEIGHTS_KEY, _STR, base.weights_hash)]
     return [
+        *weights,
         Field.make("general.architecture", _STR, base.arch),
         Field.make("general.type", _STR, "adapter"),
         Field.make("adapter.type", _STR, "lora_drop"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from loradrop._core import CorrectorError
-from loradrop.options import CORRECTED_POLICIES
 from loradrop_convert.corrector import (
     ANCHOR_DELTA,
+    CORRECTED_POLICIES,
     REUSE_RULES,
     SEGMENT,
     CorrectorData,

@@ -54,15 +54,14 @@ static llama_flash_attn_type flash_attn_type(const std::string & name) {
     return found->second;
 }
 
-// An allocation that the system grants but cannot keep ends the process later, so it is refused here; drop_memory asks
-// again where the droppable layers' cache grows.
 static void check_memory(const llama_model & model, const llama_context_params & params) {
-    const uint64_t need = initial_cache_bytes(model, params);
-    const uint64_t have = free_memory();
-    if (have > 0 && need > have && model.n_gpu_layers() == 0) {
-        throw std::runtime_error("n_ctx = " + std::to_string(params.n_ctx) + " needs " + std::to_string(need >> 20) +
-                                 " MiB for the KV cache, " + std::to_string(have >> 20) +
-                                 " MiB are free; lower n_ctx or choose a smaller type_k and type_v");
+    if (model.n_gpu_layers() > 0) {
+        return;
+    }
+    try {
+        check_free_memory(initial_cache_bytes(model, params), "n_ctx = " + std::to_string(params.n_ctx));
+    } catch (const std::runtime_error & e) {
+        throw std::runtime_error(e.what() + std::string("; lower n_ctx or choose a smaller type_k and type_v"));
     }
 }
 

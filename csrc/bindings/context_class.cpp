@@ -6,8 +6,11 @@
 
 #include "loradrop/engine.h"
 #include "loradrop/errors.h"
+#include "loradrop/kv_access.h"
 
 #include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -87,6 +90,19 @@ static size_t cache_bytes(const context & self) {
     return total;
 }
 
+// Of the cells that hold a token; of a memory that is no KV cache all.
+static size_t used_bytes(const context & self) {
+    const auto * memory = self.memory();
+    if (const auto * two = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
+        return cell_bytes(*two->get_base()) * used_cells(*two->get_base()) +
+               cell_bytes(*two->get_swa()) * used_cells(*two->get_swa());
+    }
+    if (const auto * cache = dynamic_cast<const llama_kv_cache *>(memory)) {
+        return cell_bytes(*cache) * used_cells(*cache);
+    }
+    return cache_bytes(self);
+}
+
 static py::dict stats(const context & self) {
     const loradrop::engine * e = self.engine();
     const engine_stats       s = e ? e->stats() : engine_stats{};
@@ -113,6 +129,9 @@ static py::dict stats(const context & self) {
     const size_t kv           = cache_bytes(self);
     out["kv_bytes"]           = kv;
     out["kv_bytes_full"]      = e ? e->memory().bytes_full() : kv;
+    const size_t used         = e ? e->memory().used_bytes() : used_bytes(self);
+    out["kv_used_bytes"]      = used;
+    out["kv_used_bytes_full"] = e ? e->memory().used_bytes_full() : used;
     out["kv_cells_kept"]      = e ? e->memory().cells_kept() : llama_n_ctx(self.get());
     out["kv_cells_droppable"] = e ? e->memory().cells_droppable() : 0;
     out["kv_growth_step"]     = e ? e->memory().growth_step() : 0;
@@ -142,21 +161,32 @@ static py::list operations(const context & self) {
     return out;
 }
 
+// Room for so many bytes, which are written where they stay, for they may be many.
+static py::bytes room_for(size_t size) {
+    auto state = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+    if (!state) {
+        throw py::error_already_set();
+    }
+    return state;
+}
+
+static uint8_t * data_of(const py::bytes & state) {
+    return reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(state.ptr()));
+}
+
+static void check_saved(size_t n, size_t size) {
+    if (n == 0 || n != size) {
+        throw decode_error("the state cannot be saved: " + logged_errors());
+    }
+}
+
 static py::bytes save_state(context & self) {
     size_t size = 0;
     size_t n    = 0;
     self.run([&](llama_context & ctx) { size = llama_state_get_size(&ctx); });
-    // written where it stays, for it may be large
-    const auto state =
-        py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
-    if (!state) {
-        throw py::error_already_set();
-    }
-    auto * data = reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(state.ptr()));
-    self.run([&](llama_context & ctx) { n = llama_state_get_data(&ctx, data, size); });
-    if (n == 0 || n != size) {
-        throw decode_error("the state cannot be saved: " + logged_errors());
-    }
+    py::bytes state = room_for(size);
+    self.run([&](llama_context & ctx) { n = llama_state_get_data(&ctx, data_of(state), size); });
+    check_saved(n, size);
     return state;
 }
 
@@ -171,6 +201,39 @@ static void load_state(context & self, const py::bytes & state) {
     });
     if (!done) {
         throw std::invalid_argument("the state cannot be restored, the context is empty now: " + logged_errors());
+    }
+}
+
+static llama_state_seq_flags sequence_flags(bool windows_only) {
+    return windows_only ? LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY : 0;
+}
+
+static py::bytes save_sequence(context & self, llama_seq_id seq_id, bool windows_only) {
+    self.check_sequence(seq_id);
+    const llama_state_seq_flags flags = sequence_flags(windows_only);
+    size_t                      size  = 0;
+    size_t                      n     = 0;
+    self.run([&](llama_context & ctx) { size = llama_state_seq_get_size_ext(&ctx, seq_id, flags); });
+    py::bytes state = room_for(size);
+    self.run([&](llama_context & ctx) { n = llama_state_seq_get_data_ext(&ctx, data_of(state), size, seq_id, flags); });
+    check_saved(n, size);
+    return state;
+}
+
+static void load_sequence(context & self, llama_seq_id seq_id, const py::bytes & state, bool windows_only) {
+    self.check_sequence(seq_id);
+    const std::string_view data = state;
+    bool                   done = false;
+    self.run([&](llama_context & ctx) {
+        done = llama_state_seq_set_data_ext(&ctx, reinterpret_cast<const uint8_t *>(data.data()), data.size(), seq_id,
+                                            sequence_flags(windows_only)) > 0;
+        if (!done) {
+            llama_memory_seq_rm(llama_get_memory(&ctx), seq_id, -1, -1);
+        }
+    });
+    if (!done) {
+        throw std::invalid_argument("the state cannot be restored, sequence " + std::to_string(seq_id) +
+                                    " is empty now: " + logged_errors());
     }
 }
 
@@ -364,6 +427,11 @@ of the engine.
             "Ends what Sampler.drafts_for has begun.")
         .def("save_state", save_state)
         .def("load_state", load_state, py::arg("state"))
+        .def("save_sequence", save_sequence, py::arg("seq_id"), py::kw_only(), py::arg("windows_only") = false,
+             "The state of one sequence; windows_only: without the K/V of layers that have no sliding window, which stay "
+             "where they are when a sequence is only cut back.")
+        .def("load_sequence", load_sequence, py::arg("seq_id"), py::arg("state"), py::kw_only(),
+             py::arg("windows_only") = false, "Raises ValueError, after which the sequence is empty.")
         .def("abort", &context::abort, "Asks a decode that runs on another thread to stop.")
         .def("abort_after", &context::abort_after, py::arg("n"), py::kw_only(), py::arg("failing") = false,
              "Stops the next decode after n operations of its graph, 0 or more; failing: as a failed check of ggml "

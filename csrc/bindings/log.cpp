@@ -52,9 +52,10 @@ void register_log(py::module_ & m) {
             py::dict info;
             info["llama.cpp"] = llama_version();
             info["system"]    = llama_print_system_info();
+            info["gpu"]       = llama_supports_gpu_offload();
             return info;
         },
-        "Versions and processor features of the native code.");
+        "Versions and processor features of the native code, and whether it has a GPU.");
 }
 
 }  // namespace loradrop::bindings

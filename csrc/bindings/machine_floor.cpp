@@ -23,13 +23,7 @@ static py::tuple machine_floor(int64_t n_threads) {
     }
     // as a context does: more threads than processors would only wait for each other
     const int64_t n_processors = usable_processors();
-    // an allocation that the system grants but cannot keep would end the process
-    const uint64_t have = free_memory();
-    if (have > 0 && have < cpu::machine_floor_buffer) {
-        throw std::runtime_error("measuring how quickly memory is read takes " +
-                                 std::to_string(cpu::machine_floor_buffer >> 20) + " MiB, " +
-                                 std::to_string(have >> 20) + " MiB are free; close something");
-    }
+    check_free_memory(cpu::machine_floor_buffer, "measuring how quickly memory is read");
     cpu::machine_floor floor{};
     {
         const gil_released release;

@@ -9,7 +9,7 @@
 #include "loradrop/corrector.h"
 #include "loradrop/huge_pages.h"
 
-#include "ggml-backend.h"
+#include "ggml-backend-impl.h"
 #include "llama-model.h"
 
 #include <pybind11/stl.h>
@@ -159,6 +159,10 @@ std::string model::tensor_bytes(const std::string & name) const {
     const ggml_tensor * tensor = get()->get_tensor(name.c_str());
     if (!tensor) {
         throw std::out_of_range(path + ": no tensor " + name);
+    }
+    if (!tensor->buffer->iface.get_tensor) {
+        throw std::runtime_error(path + ": tensor " + name + " lies in an order of the CPU's own (" +
+                                 ggml_backend_buffer_name(tensor->buffer) + "); read it from the file");
     }
     std::string bytes(ggml_nbytes(tensor), '\0');
     ggml_backend_tensor_get(tensor, bytes.data(), 0, bytes.size());

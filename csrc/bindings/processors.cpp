@@ -2,11 +2,12 @@
 
 #include "bindings.h"
 
+#include "loradrop/control_groups.h"
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <limits>
-#include <sstream>
 #include <string>
 #include <thread>
 
@@ -44,30 +45,9 @@ static int32_t by_quota(const std::string & folder) {
     return quota_file >> quota && period_file >> period ? processors_of(quota, period) : no_limit;
 }
 
-// The least quota of the group and those that it is in; lines of /proc/self/cgroup are "ID:CONTROLLERS:PATH".
 static int32_t by_control_groups() {
-    int32_t       least = no_limit;
-    std::ifstream groups("/proc/self/cgroup");
-    for (std::string line; std::getline(groups, line);) {
-        const size_t first  = line.find(':');
-        const size_t second = line.find(':', first + 1);
-        if (second == std::string::npos) {
-            continue;
-        }
-        const std::string controllers = line.substr(first + 1, second - first - 1);
-        std::string       path        = line.substr(second + 1);
-        if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) {
-            continue;
-        }
-        const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controllers;
-        while (true) {
-            least = std::min(least, by_quota(root + path));
-            if (path.empty() || path == "/") {
-                break;
-            }
-            path.erase(path.rfind('/'));
-        }
-    }
+    int32_t least = no_limit;
+    for_each_control_group("cpu", [&](const std::string & folder, bool) { least = std::min(least, by_quota(folder)); });
     return least;
 }
 

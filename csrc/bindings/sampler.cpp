@@ -80,7 +80,16 @@ class sampler {
         add(llama_sampler_init_dist(seed));
     }
 
+    // Throws std::invalid_argument.
+    void check_model(const context & ctx) const {
+        if (ctx.base != base) {
+            throw std::invalid_argument("the sampler was made for " + base->path + ", the context for " +
+                                        ctx.base->path + "; make a sampler for the context's model");
+        }
+    }
+
     llama_token sample(context & ctx, int32_t i) {
+        check_model(ctx);
         const float *      logits = ctx.logits(i);
         const auto         draft  = ctx.engine() ? ctx.engine()->drafted(0) : std::nullopt;
         const context::use in_use(ctx);
@@ -224,6 +233,7 @@ and IndexError for a biased token outside of the vocabulary.
         .def(
             "drafts_for",
             [](std::shared_ptr<sampler> self, context & ctx) {
+                self->check_model(ctx);
                 if (engine * e = engine::of(*ctx.get())) {
                     e->set_picker(std::make_shared<sampled_drafts>(std::move(self)));
                 }

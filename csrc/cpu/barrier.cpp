@@ -20,7 +20,7 @@
 
 using clock_type = std::chrono::steady_clock;
 
-static constexpr auto polled         = std::chrono::microseconds(100);
+static constexpr auto polled         = std::chrono::microseconds(1000);
 static constexpr int  polls_per_look = 64;  // a look at the clock takes as long as several
 
 static std::atomic<int> n_asleep{0};  // in all pools together

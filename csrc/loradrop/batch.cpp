@@ -1,10 +1,12 @@
 #include "loradrop/batch.h"
 
+#include "llama-cparams.h"
+
 #include <algorithm>
 
 namespace loradrop {
 
-static constexpr llama_seq_id max_seq_id = 255;  // LLAMA_MAX_SEQ - 1
+static constexpr llama_seq_id max_seq_id = LLAMA_MAX_SEQ - 1;
 
 std::vector<llama_seq_id> sequences_of(const llama_batch & batch, int32_t i) {
     if (!batch.seq_id) {

@@ -384,7 +384,7 @@ class corrector_reader {
         }
         if (hidden) {
             const ggml_tensor * gate = out->find(name("gate"));
-            const int64_t       n_ff = gate ? gate->ne[1] : 0;
+            const int64_t       n_ff = gate ? std::max<int64_t>(1, gate->ne[1]) : 1;
             expect(name("gate"), {3 * n_embd, n_ff});
             expect(name("up"), {3 * n_embd, n_ff});
             expect(name("down"), {n_ff, n_embd});

@@ -146,22 +146,15 @@ uint32_t drop_memory::growth_step() const {
     return std::max(min_growth, eighth);
 }
 
-// An allocation that the system grants but cannot keep would end the process.
-void drop_memory::check_memory(uint64_t need) const {
-    const uint64_t have = free_memory();
-    if (have > 0 && need > have && model.n_gpu_layers() == 0) {
-        throw std::runtime_error("it takes " + std::to_string(need >> 20) + " MiB, " + std::to_string(have >> 20) +
-                                 " MiB are free");
-    }
-}
-
 bool drop_memory::grow_to(uint32_t n_cells) {
     n_cells = std::min(n_cells, n_cells_max);
     if (n_cells <= droppable.n_cells()) {
         return false;
     }
     try {
-        check_memory(droppable.bytes() / droppable.n_cells() * n_cells);
+        if (model.n_gpu_layers() == 0) {
+            check_free_memory(droppable.bytes() / droppable.n_cells() * n_cells, "it");
+        }
         layer_cache larger = new_cache(true, n_cells);
         droppable.move_to(larger);
         droppable = std::move(larger);

@@ -100,6 +100,8 @@ class drop_memory : public llama_memory_i {
     size_t   bytes_kept() const;
     size_t   bytes_droppable() const;
     size_t   bytes_full() const;  // what one cache with every token in every layer takes
+    size_t   used_bytes() const { return kept.used_bytes() + droppable.used_bytes(); }
+    size_t   used_bytes_full() const { return kept.used_bytes() + droppable.bytes_with_tokens_of(kept); }
     uint32_t cells_kept() const;
     uint32_t cells_droppable() const;
     uint32_t growth_step() const;
@@ -108,7 +110,6 @@ class drop_memory : public llama_memory_i {
     layer_cache               new_cache(bool for_droppable, uint32_t n_cells) const;
     std::vector<llama_ubatch> split(llama_batch_allocr & balloc, uint32_t n_ubatch) const;
     layer_cache::slot_infos   find_droppable(const std::vector<llama_ubatch> & ubatches);
-    void                      check_memory(uint64_t need) const;
     bool                      grow_to(uint32_t n_cells);
     bool                      has_room_for_graphs();
 

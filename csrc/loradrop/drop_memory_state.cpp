@@ -169,7 +169,9 @@ void drop_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_st
           "the refresh policy; only what was saved under verify is exact");
 
     copy_states();
-    forget(seq_id);
+    if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {  // of these the caches without windows keep what they hold
+        forget(seq_id);
+    }
     try {
         read_contents(io, seq_id, flags, k, k == sched.k() && policy == sched.policy());
     } catch (...) {

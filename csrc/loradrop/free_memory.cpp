@@ -1,5 +1,10 @@
 #include "loradrop/free_memory.h"
 
+#include "loradrop/control_groups.h"
+
+#include <stdexcept>
+#include <string>
+
 #if defined(_WIN32)
 #    define WIN32_LEAN_AND_MEAN
 #    define NOMINMAX
@@ -10,7 +15,6 @@
 #    include <algorithm>
 #    include <fstream>
 #    include <limits>
-#    include <string>
 #endif
 
 namespace loradrop {
@@ -46,30 +50,11 @@ static uint64_t left_in_group(const std::string & folder, bool version_2) {
     return limit - std::min(limit, usage - std::min(usage, files));
 }
 
-// What the control groups of this process leave it, as the limits of a container do.
 static uint64_t left_in_groups() {
-    std::ifstream groups("/proc/self/cgroup");
-    uint64_t      left = no_limit;
-    for (std::string line; std::getline(groups, line);) {
-        // "0::/path" in version 2, "4:cpu,memory:/path" in version 1
-        const size_t first  = line.find(':');
-        const size_t second = line.find(':', first + 1);
-        if (first == std::string::npos || second == std::string::npos) {
-            continue;
-        }
-        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-        const bool        version_2   = controllers == ",,";
-        if (!version_2 && controllers.find(",memory,") == std::string::npos) {
-            continue;
-        }
-        // the groups around it have limits too, and inside a container the path may begin outside of what is mounted
-        const std::string root = version_2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-        std::string       path = line.substr(second + 1);
-        for (size_t end = path.size(); end != std::string::npos && end > 0; end = path.rfind('/', end - 1)) {
-            left = std::min(left, left_in_group(root + path.substr(0, end), version_2));
-        }
-        left = std::min(left, left_in_group(root, version_2));
-    }
+    uint64_t left = no_limit;
+    for_each_control_group("memory", [&](const std::string & folder, bool version_2) {
+        left = std::min(left, left_in_group(folder, version_2));
+    });
     return left;
 }
 
@@ -96,6 +81,14 @@ uint64_t free_memory() {
     }
     return 0;
 #endif
+}
+
+void check_free_memory(uint64_t need, const std::string & what) {
+    const uint64_t have = free_memory();
+    if (have > 0 && need > have) {
+        throw std::runtime_error(what + " takes " + std::to_string(need >> 20) + " MiB, " + std::to_string(have >> 20) +
+                                 " MiB are free");
+    }
 }
 
 }  // namespace loradrop

@@ -44,6 +44,22 @@ struct kv_access {
         return false;
     }
 
+    static uint64_t used_cells(const llama_kv_cache & cache) {
+        uint64_t total = 0;
+        for (const llama_kv_cells & cells : cache.v_cells) {
+            total += cells.get_used();
+        }
+        return total;
+    }
+
+    static size_t cell_bytes(const llama_kv_cache & cache) {
+        size_t total = 0;
+        for (const auto & [buft, size] : cache.memory_breakdown()) {
+            total += size;
+        }
+        return total / cache.get_size() / cache.n_stream;
+    }
+
   private:
     // One row for each cell: the old rows are the first of the new ones.
     static void move_rows(const ggml_tensor * from, ggml_tensor * to) {
@@ -75,6 +91,14 @@ void set_rewind(llama_kv_cache & cache, llama_pos n) {
 
 bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos) {
     return kv_access::holds(cache, seq_id, pos);
+}
+
+uint64_t used_cells(const llama_kv_cache & cache) {
+    return kv_access::used_cells(cache);
+}
+
+size_t cell_bytes(const llama_kv_cache & cache) {
+    return kv_access::cell_bytes(cache);
 }
 
 }  // namespace loradrop

@@ -3,6 +3,7 @@
 
 #include "llama.h"
 
+#include <cstddef>
 #include <cstdint>
 
 class llama_kv_cache;
@@ -18,5 +19,11 @@ void move_cells(llama_kv_cache & from, llama_kv_cache & to);
 void set_rewind(llama_kv_cache & cache, llama_pos n);
 
 bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos);
+
+// Cells that hold a token, of all streams.
+uint64_t used_cells(const llama_kv_cache & cache);
+
+// Bytes that a cell takes in all of the cache's layers.
+size_t cell_bytes(const llama_kv_cache & cache);
 
 }  // namespace loradrop

@@ -88,4 +88,12 @@ size_t layer_cache::bytes_with_cells_of(const layer_cache & other) const {
     return total;
 }
 
+size_t layer_cache::bytes_with_tokens_of(const layer_cache & other) const {
+    size_t total = 0;
+    for (size_t i = 0; i < caches.size(); ++i) {
+        total += cell_bytes(*caches[i]) * used_cells(*other.caches[i]);
+    }
+    return total;
+}
+
 }  // namespace loradrop

@@ -62,6 +62,10 @@ class layer_cache {
     // What this cache would take with as many cells as another one, which serves other layers of the same model.
     size_t bytes_with_cells_of(const layer_cache & other) const;
 
+    // The same of the cells that hold a token.
+    size_t used_bytes() const { return bytes_with_tokens_of(*this); }
+    size_t bytes_with_tokens_of(const layer_cache & other) const;
+
   private:
     std::unique_ptr<llama_memory_i> memory;
     llama_kv_cache_iswa *           iswa = nullptr;

@@ -1,11 +1,10 @@
 #include "loradrop/schedule.h"
 
+#include "llama-cparams.h"
+
 #include <algorithm>
 
 namespace loradrop {
-
-// llama.cpp takes sequence ids below this in a unified cache, whatever n_seq_max says.
-static constexpr uint32_t max_sequences = 256;
 
 bool sequence::is_unbroken() const {
     const auto parts = [](const lora_token & a, const lora_token & b) { return b.pos != a.pos + 1; };
@@ -13,7 +12,7 @@ bool sequence::is_unbroken() const {
 }
 
 schedule::schedule(uint32_t k, refresh_policy policy, int32_t kv_window, uint32_t n_seq) :
-    n_lora(k), refresh(policy), kv_window(kv_window), n_seq(n_seq), sequences(max_sequences) {
+    n_lora(k), refresh(policy), kv_window(kv_window), n_seq(n_seq), sequences(LLAMA_MAX_SEQ) {
 }
 
 sequence & schedule::at(int32_t seq_id) {

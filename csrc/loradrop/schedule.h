@@ -1,4 +1,5 @@
-// Which step a sequence takes next, and what it needs to remember for that. Knows nothing of tensors.
+// Which step a sequence takes next, and what it needs to remember for that. Knows nothing of tensors. llama.cpp takes
+// ids of LLAMA_MAX_SEQ sequences in a unified cache, whatever n_seq_max says.
 #pragma once
 
 #include <cstddef>

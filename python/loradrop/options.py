@@ -15,9 +15,10 @@ from loradrop.packaged_correctors import packaged_corrector
 from loradrop.recommended import best_exact_count
 from loradrop.round_pace import MOST_DRAFTS
 from loradrop_convert.adapter_scales import AdapterPaths, adapter_scales
+from loradrop_convert.base import check_weights
+from loradrop_convert.gguf_header import read_header
 
 REFRESH_POLICIES = ("single", "refill", "verify")
-CORRECTED_POLICIES = ("single", "refill")  # those that correctors are made for; verify drafts as refill decodes
 DEFAULT_REFRESH = "single"  # the paper's, for correctors that name none
 DEFAULT_K = 3
 AUTO = "auto"
@@ -232,6 +233,8 @@ def _load_corrector(options: DropOptions, model: Model) -> Corrector | None:
     corrector = Corrector.load(path, model)
     if corrector is None and options.corrector is not None:
         raise CorrectorError(f"corrector={path!r}: the file holds no corrector; give a sidecar made for this model")
+    if corrector is not None and options.corrector is not None:
+        check_weights(read_header(path, CorrectorError), model.path)
     packaged = packaged_corrector(model, options.refresh) if corrector is None and options.drops else None
     return corrector if packaged is None else Corrector.load(os.fspath(packaged), model)
 

@@ -44,9 +44,9 @@ class RequestStats:
     ms_per_token_p50, ms_per_token_p95 : float
         Median and 95th percentile of a step's milliseconds; 0 where nothing was decoded.
     kv_bytes : int
-        Bytes that the K/V cache holds at the end of the request.
+        Bytes of K/V that the cache holds of tokens at the end of the request; with what it keeps free it takes more.
     kv_bytes_full : int
-        Bytes of a cache that keeps every token in every layer.
+        The same of a cache that keeps every token in every layer.
     """
 
     prompt_tokens: int
@@ -125,6 +125,6 @@ def request_stats(
         decode_tokens_per_second=len(step_seconds) / decode_seconds if decode_seconds else 0.0,
         ms_per_token_p50=float(p50),
         ms_per_token_p95=float(p95),
-        kv_bytes=at_end["kv_bytes"],
-        kv_bytes_full=at_end["kv_bytes_full"],
+        kv_bytes=at_end["kv_used_bytes"],
+        kv_bytes_full=at_end["kv_used_bytes_full"],
     )

@@ -56,6 +56,12 @@ def poison(tensor: np.ndarray) -> np.ndarray:
     return bad
 
 
+def without_hidden_units(corrector: TinyCorrector) -> TinyCorrector:
+    for part in ("seg.0.gate", "seg.0.up"):
+        corrector = with_tensor(corrector, part, lambda t: t[:0])
+    return with_tensor(corrector, "seg.0.down", lambda t: t[:, :0])
+
+
 BAD_CORRECTORS: dict[str, tuple[TinyCorrector, str]] = {
     "unknown reuse": (dataclasses.replace(layered(), reuse="magic"), "lora_drop.reuse is 'magic'"),
     "rank 0": (dataclasses.replace(layered(), rank=0), "lora_drop.rank is 0"),
@@ -108,6 +114,7 @@ BAD_CORRECTORS: dict[str, tuple[TinyCorrector, str]] = {
     ),
     "half a hidden layer": (without(segment(), ".down"), "down.weight is missing"),
     "half a linear part": (without(segment(), "seg.0.b"), "lora_drop.seg.0.b.weight is missing"),
+    "no hidden units": (without_hidden_units(segment()), "gate.weight has shape"),
     "narrow up": (with_tensor(segment(), ".up", lambda t: t[:-1]), "up.weight has shape"),
 }
 

@@ -178,7 +178,7 @@ class FakeContext:
     def stats(self) -> dict[str, Any]:
         steps = {"lora_steps": self._n_lora, "lora_tokens": self._n_lora}
         drafts = {"rounds": 0, "drafted": 0, "drafts_accepted": []}
-        return {**steps, **drafts, "kv_bytes": 10, "kv_bytes_full": 20}
+        return {**steps, **drafts, "kv_used_bytes": 10, "kv_used_bytes_full": 20}
 
     def clear(self) -> None:
         self._n = 0

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -642,3 +643,12 @@ def test_requests_of_several_threads_wait_for_each_other(llm: Llama) -> None:
     for thread in threads:
         thread.join()
     assert texts == [text] * 12
+
+
+def test_a_corrector_inside_the_models_file_says_so(files: dict[str, Path]) -> None:
+    with pytest.warns(UserWarning, match=r"holds a corrector, and layers drop: rho=0\.\d+, k=\d"):
+        Llama(files["drop"], n_ctx=64).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"rho": 0}, {"rho": 0.5}, {"k": 0}, {"refresh": "refill"}):
+            Llama(files["drop"], n_ctx=64, **options).close()

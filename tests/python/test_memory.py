@@ -22,6 +22,28 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+@pytest.mark.parametrize("n_prompt", [1, 20, 300])
+@pytest.mark.parametrize("refresh", [None, "single", "refill", "verify"])
+def test_bytes_in_use_are_those_of_tokens(tmp_path: Path, refresh: str | None, n_prompt: int) -> None:
+    model = make_model(n_layer=N_LAYER)
+    options = {"k": 0} if refresh is None else {"k": 3, "refresh": refresh, "kv_window": 0}
+    corrector = make_corrector(model, "anchor-delta", layers=[2, 3, 4, 5])
+    engine = Pair(tmp_path, model, corrector, rho=0.5, n_ctx=512, type_k="f16", type_v="f16", **options).engine
+    token = 2 * 2 * 16 * 2  # bytes in one layer: K and V of two heads of 16
+    engine.decode(list(range(3, 3 + n_prompt)) if n_prompt < 250 else [7] * n_prompt)
+    for _ in range(30):
+        engine.decode([5])
+    stats = engine.stats
+    n, n_lora = n_prompt + 30, stats["lora_tokens"]
+    dropped = {None: 0, "verify": 0, "single": n_lora}.get(refresh, n_lora)
+    if refresh == "refill":  # of the tokens that have been run again the first four of a text stay
+        dropped = n_lora - sum(n_prompt <= i < 4 and (i - n_prompt) % 4 < 3 for i in range(4))
+    # rows of drafts that were not taken are hidden, but still there
+    ahead = 3 if refresh == "verify" else 0
+    assert 0 <= stats["kv_used_bytes"] - token * (N_LAYER * n - 4 * dropped) <= token * N_LAYER * ahead
+    assert 0 <= stats["kv_used_bytes_full"] - token * N_LAYER * n <= token * N_LAYER * ahead
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_growing_cache_leaves_nothing_behind(tmp_path: Path) -> None:
     model = make_model(n_layer=N_LAYER, n_embd=256, n_head_kv=4, n_ctx_train=8192)

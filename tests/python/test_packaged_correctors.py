@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from loradrop import CorrectorError, Llama
-from loradrop._core import Corrector, Model
+from loradrop._core import Corrector, Model, build_info, quantize
 from loradrop.evaluate import Point, perplexity
 from loradrop.packaged_correctors import FOLDER, PACKAGED_CORRECTORS, packaged_corrector
 from loradrop_convert.base import read_base, read_model_header
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.gguf_file import write_sidecar
+from loradrop_convert.gguf_header import read_header
 from tiny import make_model, write_gguf
 
 
@@ -65,6 +66,20 @@ def test_tensor_bytes_are_the_files(smollm2: Path) -> None:
         assert model.tensor_bytes(tensor.name) == data[tensor.offset : tensor.offset + tensor.n_bytes]
     with pytest.raises(IndexError, match="no tensor output_norm"):
         model.tensor_bytes("output_norm")
+
+
+def test_weights_in_an_order_of_the_processors_own(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "f32.gguf", make_model(n_embd=256))
+    quantize(str(tmp_path / "f32.gguf"), str(tmp_path / "q4_0.gguf"), "q4_0")
+    model = Model(str(tmp_path / "q4_0.gguf"))
+    header, data = read_header(model.path), Path(model.path).read_bytes()
+    refused = 0
+    for tensor in header.tensors:
+        try:
+            assert model.tensor_bytes(tensor.name) == data[tensor.offset : tensor.offset + tensor.n_bytes]
+        except RuntimeError as error:
+            refused += "an order of the CPU's own" in str(error)
+    assert refused or "REPACK" not in build_info()["system"]
 
 
 def test_unknown_model_has_none(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hf import transformers_logits
 from loradrop import Llama
-from loradrop._core import Context, Model
+from loradrop._core import Context, Corrector, Model
 from pair import Pair
 from reference import Entry
 from test_engine import N_LAYER, POLICIES, REUSES, SCHEDULED, TEXT, corrector_for, run
@@ -175,4 +175,44 @@ def test_llama_keeps_no_more_than_the_windows(tmp_path: Path) -> None:
         kept("a", max_tokens=4)
         # a window's cells come in blocks of 256, after those of one ubatch
         windowed = N_LAYER // 2
-        assert kept.stats.kv_bytes <= (N_LAYER - windowed) * n_ctx * F16_OF_A_TOKEN + windowed * 1024 * F16_OF_A_TOKEN
+        n_bytes = kept._session.context.stats["kv_bytes"]
+        assert n_bytes <= (N_LAYER - windowed) * n_ctx * F16_OF_A_TOKEN + windowed * 1024 * F16_OF_A_TOKEN
+
+
+@pytest.mark.parametrize("refresh", POLICIES)
+@pytest.mark.parametrize("n_swa", [12, 40])
+def test_windows_alone_are_saved_and_put_back(tmp_path: Path, refresh: str, n_swa: int) -> None:
+    """As llama.cpp's server does: where it cuts a sequence back, the lost windows come from a saved state."""
+    model = make_model("olmo2", n_layer=N_LAYER, n_swa=n_swa)
+    write_gguf(tmp_path / "model.gguf", model, corrector_for(model, "anchor-delta"))
+    native = Model(str(tmp_path / "model.gguf"))
+    corrector = Corrector.load(native.path, native)
+    options: dict[str, Any] = {"n_ctx": 512, "n_ubatch": 16, "swa_full": False, "type_k": "f32", "type_v": "f32"}
+    options |= {"corrector": corrector, "rho": 0.5, "k": 3, "refresh": refresh, "kv_window": 400}
+    text = np.random.default_rng(1).integers(3, 320, 200).tolist()
+    context, expected = Context(native, **options), Context(native, **options)
+    for one in (context, expected):
+        for first in range(0, 64, 16):
+            one.decode(text[first : first + 16])
+    saved = context.save_sequence(0, windows_only=True)
+    assert len(saved) < len(context.save_sequence(0))
+    for token in text[64:180]:
+        context.decode([token])
+    context.seq_rm(0, 64)
+    context.load_sequence(0, saved, windows_only=True)
+    assert context.seq_pos_max(0) == 63
+    for token in text[64:100]:
+        context.decode([token])
+        expected.decode([token])
+        np.testing.assert_allclose(context.logits(), expected.logits(), atol=1e-4)
+
+    whole = context.save_sequence(0)
+    other = Context(native, **options)
+    other.load_sequence(0, whole)
+    for token in text[100:120]:
+        other.decode([token])
+        expected.decode([token])
+        np.testing.assert_allclose(other.logits(), expected.logits(), atol=1e-4)
+    with pytest.raises(ValueError, match="cannot be restored"):
+        other.load_sequence(0, whole[:-5])
+    assert other.seq_pos_max(0) == -1

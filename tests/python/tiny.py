@@ -7,8 +7,9 @@ writing a file needs the package ``gguf``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -288,7 +289,7 @@ def write_gguf(
     tokenizer : bool
         Whether there is one at all.
     pre : str, optional
-        The name of a pre-tokenizer: the tokenizer is then one of byte pairs, and merges none.
+        The name of a pre-tokenizer: the tokenizer is then one of byte pairs, and merges none. Empty: none is named.
     """
     from gguf import GGUFWriter
 
@@ -338,7 +339,9 @@ def write_sidecar(
     weight_type : {"f32", "f16"}
         What the model's own file was written with, for `base_fingerprint`.
     """
-    write_sidecar_of(path, model, base_fingerprint(model, weight_type), corrector, corrector_type)
+    tensors = {name: _encode(name, tensor, weight_type)[0].tobytes() for name, tensor in model.tensors.items()}
+    fingerprint = base_fingerprint(model, weight_type)
+    write_sidecar_of(path, model, fingerprint, corrector, corrector_type, weights=weights_fingerprint(tensors))
 
 
 def write_sidecar_of(
@@ -347,18 +350,29 @@ def write_sidecar_of(
     fingerprint: str,
     corrector: TinyCorrector,
     corrector_type: TensorType = "f32",
+    weights: str | None = None,
 ) -> None:
     """Write the corrector of a model of any architecture; see `write_sidecar` and `base_fingerprint`."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, model.arch)
     writer.add_type("adapter")
+    if weights is not None:
+        writer.add_string("lora_drop.base.weights", weights)
     writer.add_string("adapter.type", "lora_drop")
     writer.add_uint32("lora_drop.base.block_count", model.n_layer)
     writer.add_uint32("lora_drop.base.embedding_length", model.n_embd)
     writer.add_string("lora_drop.base.tensors", fingerprint)
     _add_corrector(writer, corrector, corrector_type)
     _finish(writer)
+
+
+def weights_fingerprint(tensors: Mapping[str, bytes]) -> str:
+    """Return the hash by which a sidecar knows its base's weights: of each tensor's first 256 bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name][:256])
+    return digest.hexdigest()[:16]
 
 
 def base_fingerprint(model: TinyModel, weight_type: Literal["f32", "f16"] = "f32") -> str:
@@ -450,7 +464,8 @@ def _add_byte_pairs(writer: GGUFWriter, pre: str) -> None:
 
     pieces = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), *(f"<piece {i}>" for i in range(len(PIECES)))]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(pieces)
     writer.add_token_types([int(TokenType.CONTROL)] * 3 + [int(TokenType.NORMAL)] * (len(pieces) - 3))
     writer.add_token_merges(["a b"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loradrop.checks import check_choice, check_int
-from loradrop.options import CORRECTED_POLICIES, DEFAULT_REFRESH, MAX_INT32, MAX_THREADS
+from loradrop.options import DEFAULT_REFRESH, MAX_INT32, MAX_THREADS
+from loradrop_convert.corrector import CORRECTED_POLICIES
 
 N_KEPT = 3  # first layers that always run, as in the paper
 MAX_K = 64

@@ -46,7 +46,7 @@ class Decode:
     lora_steps, refresh_steps, draft_rounds, drafted, accepted : int
         As in `Job`, of a round, counted or not.
     kv_bytes, kv_bytes_full : int
-        Bytes that the K/V cache holds at the end, and those of one that keeps every token in every layer.
+        Bytes of K/V that the cache holds of tokens at the end, and those of one that keeps every token in every layer.
     round_seconds : list of list of float
         Seconds of every step of every round, counted or not.
     """

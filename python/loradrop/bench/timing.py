@@ -73,7 +73,7 @@ class Job:
         self.drafted = after["drafted"] - before["drafted"]
         self.accepted = sum(after["drafts_accepted"]) - sum(before["drafts_accepted"])
         self.refresh_steps = n_steps - (after["lora_tokens"] - before["lora_tokens"]) - self.accepted
-        self.kv_bytes, self.kv_bytes_full = after["kv_bytes"], after["kv_bytes_full"]
+        self.kv_bytes, self.kv_bytes_full = after["kv_used_bytes"], after["kv_used_bytes_full"]
 
 
 def run_rounds(

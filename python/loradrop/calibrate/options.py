@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loradrop.checks import check_choice, check_float, check_int
-from loradrop.options import CORRECTED_POLICIES, MAX_INT32, MAX_THREADS
+from loradrop.options import MAX_INT32, MAX_THREADS
 from loradrop.self_text import MAX_SEED
-from loradrop_convert.corrector import REUSE_RULES
+from loradrop_convert.corrector import CORRECTED_POLICIES, REUSE_RULES
 
 LEAST_SECONDS = 0.01
 

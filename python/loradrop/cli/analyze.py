@@ -13,7 +13,8 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import layer_range
 from loradrop.models import resolve_model
-from loradrop.options import CORRECTED_POLICIES, DEFAULT_REFRESH
+from loradrop.options import DEFAULT_REFRESH
+from loradrop_convert.corrector import CORRECTED_POLICIES
 
 
 @click.command(

@@ -13,8 +13,7 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import float_list
 from loradrop.models import resolve_model
-from loradrop.options import CORRECTED_POLICIES
-from loradrop_convert.corrector import REUSE_RULES
+from loradrop_convert.corrector import CORRECTED_POLICIES, REUSE_RULES
 
 
 @click.command(

@@ -13,9 +13,8 @@ from loradrop.cli.options import MODEL_HELP
 from loradrop.cli.progress import pull_progress, stage_progress
 from loradrop.cli.ranges import int_list, layer_range
 from loradrop.models import resolve_model
-from loradrop.options import CORRECTED_POLICIES
 from loradrop.recommended import expected_tokens_per_round
-from loradrop_convert.corrector import REUSE_RULES
+from loradrop_convert.corrector import CORRECTED_POLICIES, REUSE_RULES
 
 TEXTS = "texts.npz"  # in OUT
 CHARACTERS_PER_TOKEN = 6  # more than most texts have, so that a dataset's rows are enough

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loradrop._core import Context
 from loradrop.distribution import Distribution
+from loradrop.interrupts import deferred_interrupts
 from loradrop.state_store import Tokens
 
 BATCHES_AT_ONCE = 3  # of which the full model's distributions are kept
@@ -127,11 +128,14 @@ class Lockstep:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After Ctrl-C some may still be decoding; only the main thread sees signals.
+        # After a failure some may still be decoding.
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stop()
+        self._pool.shutdown()
+
+    def _stop(self) -> None:
         for context in self._contexts:
             context.abort()
-        self._pool.shutdown()
 
     def run(self, windows: Tokens, prompt: int, out: Measures, advance: Callable[[int], None]) -> None:
         """Decode windows, as many as there are sequences at most.
@@ -150,6 +154,17 @@ class Lockstep:
         advance : callable
             Told how many more tokens of the windows are done.
         """
+        with deferred_interrupts(self._stop) as check:
+            self._run(windows, prompt, out, advance, check)
+
+    def _run(
+        self,
+        windows: Tokens,
+        prompt: int,
+        out: Measures,
+        advance: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
         for context in self._contexts:
             context.clear()
         before: list[Future[Any] | None] = [None] * len(self._contexts)
@@ -171,8 +186,10 @@ class Lockstep:
                 before = self._hand_over(tasks)
             if len(under_way) == BATCHES_AT_ONCE:
                 _finish(*under_way.popleft(), advance)
+            check()
         while under_way:
             _finish(*under_way.popleft(), advance)
+            check()
 
     def _hand_over(self, before: Sequence[Future[Any]]) -> list[Future[Any] | None]:
         """Let contexts take over their leaders' prompts; return what each has to wait for."""
