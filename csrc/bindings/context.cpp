@@ -61,7 +61,8 @@ static void check_memory(const llama_model & model, const llama_context_params &
     try {
         check_free_memory(initial_cache_bytes(model, params), "n_ctx = " + std::to_string(params.n_ctx));
     } catch (const std::runtime_error & e) {
-        throw std::runtime_error(e.what() + std::string("; lower n_ctx or choose a smaller type_k and type_v"));
+        throw std::runtime_error(e.what() +
+                                 std::string(" (for the KV cache); lower n_ctx or choose a smaller type_k and type_v"));
     }
 }
 

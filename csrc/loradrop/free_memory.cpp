@@ -86,7 +86,7 @@ uint64_t free_memory() {
 void check_free_memory(uint64_t need, const std::string & what) {
     const uint64_t have = free_memory();
     if (have > 0 && need > have) {
-        throw std::runtime_error(what + " takes " + std::to_string(need >> 20) + " MiB, " + std::to_string(have >> 20) +
+        throw std::runtime_error(what + " needs " + std::to_string(need >> 20) + " MiB, " + std::to_string(have >> 20) +
                                  " MiB are free");
     }
 }
