@@ -48,9 +48,7 @@ def test_a_sidecar_of_a_fine_tune_is_refused(tmp_path: Path) -> None:
         lambda: pack(theirs, sidecar, tmp_path / "packed.gguf"),
         lambda: pack_sidecar(theirs, sidecar, tmp_path / "other.gguf"),
     ):
-        with pytest.raises(
-            CorrectorError, match=r"sidecar\.gguf: made for .* weights hash to .* a fine-tune"
-        ):
+        with pytest.raises(CorrectorError, match=r"sidecar\.gguf: made for .* weights hash to .* a fine-tune"):
             use()
 
     # the way to use it all the same
