@@ -88,15 +88,16 @@ def test_an_adapter_goes_on_working(tmp_path: Path, reuse: Reuse, refresh: str, 
 def test_llama_takes_an_adapter(tmp_path: Path) -> None:
     model = make_model()
     write_gguf(tmp_path / "model.gguf", model)
-    write_sidecar(tmp_path / "corrector.gguf", model, make_corrector(model, "segment", segments=[(2, 4)]))
     pairs = adapter_tensors(model)
     write_adapter(tmp_path / "adapter.gguf", model.arch, pairs)
-    write_gguf(tmp_path / "merged.gguf", merged(model, pairs, 0.5))
+    corrector = make_corrector(model, "segment", segments=[(2, 4)])
+    for name, one in (("model", model), ("merged", merged(model, pairs, 0.5))):
+        write_gguf(tmp_path / f"{name}.gguf", one)
+        write_sidecar(tmp_path / f"{name}.corrector.gguf", one, corrector)
 
     def text(name: str, **options: object) -> str:
-        llm = Llama(
-            tmp_path / name, rho=0.5, k=2, corrector=tmp_path / "corrector.gguf", refresh="refill", n_ctx=256, **options
-        )  # type: ignore[arg-type]
+        sidecar = (tmp_path / name).with_suffix(".corrector.gguf")
+        llm = Llama(tmp_path / name, rho=0.5, k=2, corrector=sidecar, refresh="refill", n_ctx=256, **options)  # type: ignore[arg-type]
         return llm("a", max_tokens=24, temperature=0)["choices"][0]["text"]  # type: ignore[index]
 
     adapted = text("model.gguf", lora_path=tmp_path / "adapter.gguf", lora_scale=0.5)

@@ -120,7 +120,7 @@ END = """
 def decode():
     while True:
         if how == "load":
-            Llama(path, n_ctx=64).close()
+            Llama(path, rho=0.5, k=3, n_ctx=64).close()
         else:
             llm([5] * 1500, max_tokens=500)
 for _ in range(2):
@@ -176,14 +176,14 @@ def test_threads_follow_the_affinity(path: Path) -> None:
 
 @pytest.mark.parametrize("act", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 def test_an_object_cannot_be_copied(path: Path, act: object) -> None:
-    with Llama(path, n_ctx=64) as llm:
+    with Llama(path, rho=0, n_ctx=64) as llm:
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             act(llm)  # type: ignore[operator]
         assert llm("a", max_tokens=1)
 
 
 def test_closing_frees_the_weights(path: Path) -> None:
-    with Llama(path, n_ctx=64) as llm:
+    with Llama(path, rho=0, n_ctx=64) as llm:
         stream = llm("a", stream=True, max_tokens=20, temperature=0)
         next(iter(stream))
         model = llm._model
