@@ -19,8 +19,8 @@ import numpy as np
 
 from loradrop._core import Context, Corrector, Model
 from loradrop.bench.report import Spread
-from loradrop.bench.timing import PAUSE
 from loradrop.fixed_text import greedy_tokens, prompt_tokens
+from loradrop.round_pace import PAUSE
 
 PROMPT = 64
 

@@ -72,9 +72,7 @@ def base_of(header: Header) -> BaseInfo:
     n_embd = header.need(f"{arch}.embedding_length", GGUFValueType.UINT32)
     if n_extra >= n_block:
         raise header.failure(f"{arch}.block_count is {n_block}, of which {n_extra} predict further tokens")
-    # llama.cpp leaves layers for multi-token prediction out when it loads a model.
-    skipped = tuple(f"blk.{i}." for i in range(n_block - n_extra, n_block))
-    loaded = [t for t in header.tensors if not t.name.startswith(skipped) and not is_corrector_tensor(t.name)]
+    loaded = _loaded_tensors(header, n_block - n_extra, n_block)
     return BaseInfo(arch, n_block - n_extra, n_embd, layout_hash(loaded), weights_hash(header.path, loaded))
 
 
@@ -105,8 +103,8 @@ def check_weights(corrector: Header, model_path: str | os.PathLike[str]) -> None
     theirs = corrector.get(WEIGHTS_KEY, GGUFValueType.STRING)
     if theirs:
         header = read_header(model_path)
-        tensors = [tensor for tensor in header.tensors if not is_corrector_tensor(tensor.name)]
-        check_same_weights(theirs, weights_hash(model_path, tensors), os.fspath(corrector.path))
+        if _n_split(header) == 1:  # the hash is one of all parts
+            check_same_weights(theirs, base_of(header).weights_hash, os.fspath(corrector.path))
 
 
 def check_same_weights(theirs: str | None, ours: str | None, where: str) -> None:
@@ -171,12 +169,23 @@ def check_corrector(corrector: CorrectorData, base: BaseInfo, where: str) -> Non
 def _check_is_model(header: Header) -> None:
     if header.get("general.type", GGUFValueType.STRING) == "adapter" or "adapter.type" in header.fields:
         raise header.failure("holds an adapter, not a model; give the GGUF file of a model")
-    n_split = header.fields.get("split.count")
-    if n_split is not None and int.from_bytes(n_split.value, "little") > 1:
+    if (n_split := _n_split(header)) > 1:
         raise header.failure(
-            f"split.count is {int.from_bytes(n_split.value, 'little')}: it is one part of a model; "
+            f"split.count is {n_split}: it is one part of a model; "
             f"join the parts first with llama.cpp's tool: llama-gguf-split --merge {header.path} MERGED.gguf"
         )
+
+
+def _n_split(header: Header) -> int:
+    """Return how many files the model lies in."""
+    n_split = header.fields.get("split.count")
+    return 1 if n_split is None else max(1, int.from_bytes(n_split.value, "little"))
+
+
+def _loaded_tensors(header: Header, n_layer: int, n_block: int) -> list[TensorInfo]:
+    # llama.cpp leaves layers for multi-token prediction out when it loads a model.
+    skipped = tuple(f"blk.{i}." for i in range(n_layer, n_block))
+    return [t for t in header.tensors if not t.name.startswith(skipped) and not is_corrector_tensor(t.name)]
 
 
 def _layout_line(tensor: TensorInfo) -> str:

@@ -94,11 +94,11 @@ static size_t cache_bytes(const context & self) {
 static size_t used_bytes(const context & self) {
     const auto * memory = self.memory();
     if (const auto * two = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
-        return cell_bytes(*two->get_base()) * used_cells(*two->get_base()) +
-               cell_bytes(*two->get_swa()) * used_cells(*two->get_swa());
+        return bytes_with_tokens_of(*two->get_base(), *two->get_base()) +
+               bytes_with_tokens_of(*two->get_swa(), *two->get_swa());
     }
     if (const auto * cache = dynamic_cast<const llama_kv_cache *>(memory)) {
-        return cell_bytes(*cache) * used_cells(*cache);
+        return bytes_with_tokens_of(*cache, *cache);
     }
     return cache_bytes(self);
 }

@@ -105,12 +105,14 @@ std::vector<llama_token> model::tokenize(const std::string & text, bool add_spec
     int32_t                  n   = 0;
     const auto               run = [&] {
         const abort_guard guard;
-        n = llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                         static_cast<int32_t>(tokens.size()), add_special, parse_special);
+        const auto        fill = [&] {
+            n = llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                                    static_cast<int32_t>(tokens.size()), add_special, parse_special);
+        };
+        fill();
         if (n < 0) {
             tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
-            n = llama_tokenize(vocab(), text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                             static_cast<int32_t>(tokens.size()), add_special, parse_special);
+            fill();
         }
     };
     if (text.size() <= short_text) {

@@ -44,20 +44,12 @@ struct kv_access {
         return false;
     }
 
-    static uint64_t used_cells(const llama_kv_cache & cache) {
-        uint64_t total = 0;
-        for (const llama_kv_cells & cells : cache.v_cells) {
-            total += cells.get_used();
+    static size_t bytes_with_tokens_of(const llama_kv_cache & cache, const llama_kv_cache & other) {
+        size_t n_used = 0;
+        for (const llama_kv_cells & cells : other.v_cells) {
+            n_used += cells.get_used();
         }
-        return total;
-    }
-
-    static size_t cell_bytes(const llama_kv_cache & cache) {
-        size_t total = 0;
-        for (const auto & [buft, size] : cache.memory_breakdown()) {
-            total += size;
-        }
-        return total / cache.get_size() / cache.n_stream;
+        return cache_bytes(cache) / cache.get_size() / cache.n_stream * n_used;
     }
 
   private:
@@ -93,12 +85,16 @@ bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos) {
     return kv_access::holds(cache, seq_id, pos);
 }
 
-uint64_t used_cells(const llama_kv_cache & cache) {
-    return kv_access::used_cells(cache);
+size_t cache_bytes(const llama_kv_cache & cache) {
+    size_t total = 0;
+    for (const auto & [buft, size] : cache.memory_breakdown()) {
+        total += size;
+    }
+    return total;
 }
 
-size_t cell_bytes(const llama_kv_cache & cache) {
-    return kv_access::cell_bytes(cache);
+size_t bytes_with_tokens_of(const llama_kv_cache & cache, const llama_kv_cache & other) {
+    return kv_access::bytes_with_tokens_of(cache, other);
 }
 
 }  // namespace loradrop

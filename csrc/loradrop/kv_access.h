@@ -20,10 +20,9 @@ void set_rewind(llama_kv_cache & cache, llama_pos n);
 
 bool holds(const llama_kv_cache & cache, llama_seq_id seq_id, llama_pos pos);
 
-// Cells that hold a token, of all streams.
-uint64_t used_cells(const llama_kv_cache & cache);
+size_t cache_bytes(const llama_kv_cache & cache);
 
-// Bytes that a cell takes in all of the cache's layers.
-size_t cell_bytes(const llama_kv_cache & cache);
+// Bytes that the cells of a cache would take that hold a token in another one, of the same streams; or in itself.
+size_t bytes_with_tokens_of(const llama_kv_cache & cache, const llama_kv_cache & other);
 
 }  // namespace loradrop

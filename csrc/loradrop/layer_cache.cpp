@@ -64,18 +64,10 @@ bool layer_cache::holds(llama_seq_id seq_id, llama_pos pos) const {
     return loradrop::holds(*caches.front(), seq_id, pos);  // of two, the one without windows
 }
 
-static size_t bytes_of(const llama_kv_cache & cache) {
-    size_t total = 0;
-    for (const auto & [buft, size] : cache.memory_breakdown()) {
-        total += size;
-    }
-    return total;
-}
-
 size_t layer_cache::bytes() const {
     size_t total = 0;
     for (const llama_kv_cache * cache : caches) {
-        total += bytes_of(*cache);
+        total += cache_bytes(*cache);
     }
     return total;
 }
@@ -83,7 +75,7 @@ size_t layer_cache::bytes() const {
 size_t layer_cache::bytes_with_cells_of(const layer_cache & other) const {
     size_t total = 0;
     for (size_t i = 0; i < caches.size(); ++i) {
-        total += bytes_of(*caches[i]) / caches[i]->get_size() * other.caches[i]->get_size();
+        total += cache_bytes(*caches[i]) / caches[i]->get_size() * other.caches[i]->get_size();
     }
     return total;
 }
@@ -91,7 +83,7 @@ size_t layer_cache::bytes_with_cells_of(const layer_cache & other) const {
 size_t layer_cache::bytes_with_tokens_of(const layer_cache & other) const {
     size_t total = 0;
     for (size_t i = 0; i < caches.size(); ++i) {
-        total += cell_bytes(*caches[i]) * used_cells(*other.caches[i]);
+        total += loradrop::bytes_with_tokens_of(*caches[i], *other.caches[i]);
     }
     return total;
 }

@@ -14,12 +14,12 @@ from loradrop.kept import keep, kept_path, read_kept
 from loradrop.processor import processor_name
 
 MOST_DRAFTS = 7  # with the token before them eight, of which the CPU computes each as it would alone
+PAUSE = 0.02  # seconds between contexts, after which the threads of the one before no longer poll for work
 
 _VERSION = 1  # of the way in which they are measured
 _PROMPT = 48
 _TURNS = 3
 _STEPS = 3  # of a turn, for each way to decode; what slows the machine down for a while then meets all alike
-_PAUSE = 0.02  # seconds after which the threads of the context before no longer poll for work
 
 
 def round_pace(model: Model, corrector: Corrector, n: int, k: int) -> list[float]:
@@ -71,7 +71,7 @@ def _measure(model: Model, corrector: Corrector, n: int, k: int) -> list[float]:
         seconds: list[list[float]] = [[] for _ in contexts]
         for _ in range(_TURNS):
             for context, ours in zip(contexts, seconds, strict=True):
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
                 ours += [_decode_other(context) for _ in range(_STEPS)]
     finally:
         for context in contexts:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urljoin
 from urllib.request import Request, urlopen
 
@@ -69,9 +68,9 @@ def _from_index(requirement: str, folder: Path) -> Path:
         with urlopen(found, timeout=SECONDS) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
         return path
-    except (URLError, OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:  # of urllib and json
         raise ModelError(
             f"{requirement} cannot be downloaded from {page}: {error}; give the path of a GGUF file instead"
         ) from error

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from loradrop._core import Corrector, CorrectorError, LoradropError, Model, ModelError
-from loradrop_convert.base import BaseInfo, check_corrector, check_same_base, read_base
+from loradrop_convert.base import BaseInfo, check_corrector, check_same_base, check_weights, read_base
 from loradrop_convert.corrector import CorrectorData
 from loradrop_convert.folder import read_folder, read_folder_base, write_folder
 from loradrop_convert.gguf_file import read_gguf_corrector, write_sidecar
@@ -145,6 +145,9 @@ def test_layers_for_further_tokens_do_not_count(tmp_path: Path) -> None:
     model = Model(str(path))
     assert model.n_layer == N_LAYER - 1
     assert read_base(path) == BaseInfo("glm4", model.n_layer, N_EMBD, model.layout_hash)
+    sidecar = tmp_path / "sidecar.gguf"
+    write_sidecar(sidecar, as_data(make_corrector(MODEL, "segment", segments=[(2, 5)])), read_base(path))
+    check_weights(read_header(sidecar), path)  # of the layers that are loaded, as the sidecar's hash is
 
 
 # --- sidecars -----------------------------------------------------------------------------------

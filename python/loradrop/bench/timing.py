@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loradrop._core import Context
+from loradrop.round_pace import PAUSE
 
 if TYPE_CHECKING:
     from loradrop._core import ContextStats
 
 TURN = 8  # tokens; what slows a machine down for a second or two then meets all contexts alike
-PAUSE = 0.02  # seconds between two turns, after which the threads of the context before no longer poll for work
 
 
 @dataclass

@@ -85,11 +85,12 @@ def command(
     with stage_progress() as show:
         texts, n_written = read_windows(Model(str(path)), paths, write or not paths, windows, window)
         corrector, reports = calibrate(path, texts, chosen, n_written=n_written, progress=show)
-    write_sidecar(output, corrector, read_base(path), type=storage, force=force)
+    base = read_base(path)
+    write_sidecar(output, corrector, base, type=storage, force=force)
     for report in reports:
         total, per_round = report.total, report.tokens_per_round
         click.echo(
-            f"rho {len(report.dropped_layers) / read_base(path).n_layer:.3f}, k {report.point.k}, "
+            f"rho {len(report.dropped_layers) / base.n_layer:.3f}, k {report.point.k}, "
             f"{report.point.refresh}: NLL +{total.delta_nll.mean:.3f}, KL {total.kl.mean:.3f}, "
             f"agreement {total.agreement.mean:.3f}"
             + ("" if per_round is None else f"; verify: {per_round:.2f} tokens a round")
